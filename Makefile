@@ -1,0 +1,87 @@
+# Everything here sets up .venv by itself: Python >= 3.11 with venv, make and PyPI are all it needs. Set-up goes to stderr, so that
+# stdout is what the command says. `make demo ARGS="--seconds 20 --json"`: its last line is the document.
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+PARALLEL ?= 2
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
+TEST := $(BIN)/python -m pytest
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra demo --group dev
+
+# The stamps are copies: a changed lock makes the environment anew, a touched one does not.
+LOCKED := .venv/.requirements.lock
+INSTALLED := .venv/.pyproject.toml
+SPARK := .venv/.requirements-spark.lock
+
+.PHONY: help setup demo test lint format docs test-unit test-sim test-crash test-spark soak bench lock clean
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(LOCKED): requirements.lock
+	@{ cmp -s $< $@ || { \
+	  echo "icelake: making .venv (once, and when requirements.lock changes)"; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "icelake needs Python 3.11 or newer; name one: make PYTHON=python3.12")'; \
+	  $(PYTHON) -m venv --clear .venv; \
+	  $(PIP) --require-hashes --only-binary=:all: -r $<; \
+	}; cp $< $@; } >&2
+
+$(INSTALLED): pyproject.toml $(LOCKED)
+	@{ cmp -s $< $@ || $(PIP) --no-deps --no-build-isolation --editable .; cp $< $@; } >&2
+
+$(SPARK): requirements-spark.lock $(INSTALLED)
+	@{ cmp -s $< $@ || $(PIP) --require-hashes --use-pep517 -r $<; cp $< $@; } >&2
+
+setup: $(INSTALLED) ## make .venv with everything in it
+
+demo: $(INSTALLED) ## a shop that keeps trading, mirrored, questioned and verified: make demo ARGS="--seconds 20 --json"
+	@exec $(BIN)/icelake demo $(ARGS)
+
+test: lint ## everything but the tests that need Java or an hour
+	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not soak" $(ARGS)
+
+lint: $(INSTALLED) ## ruff, mypy, the rooms' import contracts, dependencies, generated pages
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+	@$(BIN)/deptry src --no-ansi 2> .venv/deptry.log || { cat .venv/deptry.log; exit 1; }
+	@$(BIN)/python docs/errors.py --check
+	@echo "lint: clean" >&2
+
+format: $(INSTALLED) ## let ruff write what it can
+	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
+
+docs: $(INSTALLED) ## write docs/reference from the code
+	@$(BIN)/python docs/errors.py
+
+test-unit: $(INSTALLED) ## unit and conformance tests only
+	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not soak and not sim and not crash" tests/unit tests/conformance $(ARGS)
+
+test-sim: $(INSTALLED) ## the simulated schedules
+	@exec $(TEST) -n $(PARALLEL) -q -m sim $(ARGS)
+
+test-crash: $(INSTALLED) ## kill -9 on the real thing
+	@exec $(TEST) -q -m crash $(ARGS)
+
+test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
+	@exec $(TEST) -q -m spark $(ARGS)
+
+soak: $(INSTALLED) ## an hour at one commit a second
+	@exec $(TEST) -q -s -m soak --timeout=7200 $(ARGS)
+
+bench: $(INSTALLED) ## figures as JSON: make bench ARGS="apply"
+	@exec $(BIN)/icelake bench $(ARGS) --json
+
+lock: ## resolve the dependencies anew (needs uv in .venv)
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) pyproject.toml -o requirements.lock
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --group spark pyproject.toml -o requirements-spark.lock
+
+clean: ## remove .venv and what tools left
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

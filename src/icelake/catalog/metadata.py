@@ -1,0 +1,493 @@
+"""Table metadata as pure functions: a new table, checking a commit's requirements, applying its updates.
+
+Metadata, requirements and updates are JSON objects in the shapes of the Iceberg table spec (Appendix C, format version 3) and
+the REST specification (TableRequirement, TableUpdate). Nothing here does I/O or changes what it was given: ``apply`` copies only
+the lists it touches, so metadata may be shared and cached.
+
+Fails with ``CommitConflict`` when the request was made for another state of the table (HTTP 409), and with ``ProjectError`` when
+the request is wrong in itself (HTTP 400). An update that is not known is refused, never passed over.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from icelake.errors import CommitConflict, ProjectError
+from icelake.ports import Json
+
+FORMAT_VERSION = 3
+PREVIOUS_VERSIONS = "write.metadata.previous-versions-max"
+_DEFAULT_PREVIOUS_VERSIONS = 100
+_FIRST_PARTITION_ID = 1000
+"""Spec, Partition Specs: partition field ids start here."""
+_REF_FIELDS = ("snapshot-id", "type", "min-snapshots-to-keep", "max-snapshot-age-ms", "max-ref-age-ms")
+
+
+def new_table(uuid: str, location: str, schema: Json, properties: Mapping[str, str], now_ms: int) -> Json:
+    """Metadata of an empty, unpartitioned, unsorted version 3 table. The schema gets the id 0; its field ids are kept."""
+    fields = _check_schema(schema)
+    return {
+        "format-version": FORMAT_VERSION,
+        "table-uuid": uuid,
+        "location": location,
+        "last-sequence-number": 0,
+        "last-updated-ms": now_ms,
+        "last-column-id": max(fields, default=0),
+        "current-schema-id": 0,
+        "schemas": [{**schema, "schema-id": 0}],
+        "default-spec-id": 0,
+        "partition-specs": [{"spec-id": 0, "fields": []}],
+        "last-partition-id": _FIRST_PARTITION_ID - 1,
+        "default-sort-order-id": 0,
+        "sort-orders": [{"order-id": 0, "fields": []}],
+        "properties": dict(properties),
+        "next-row-id": 0,
+        "refs": {},
+        "snapshots": [],
+        "snapshot-log": [],
+        "metadata-log": [],
+        "statistics": [],
+        "partition-statistics": [],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- requirements
+
+
+def check(metadata: Json | None, requirements: Iterable[Json]) -> None:
+    """Raise CommitConflict naming the first requirement that does not hold. ``metadata`` is None where there is no table."""
+    for requirement in requirements:
+        kind = _text(requirement, "type", "requirement")
+        if kind == "assert-create":
+            if metadata is not None:
+                raise _conflict(kind, "the table exists")
+            continue
+        if metadata is None:
+            raise _conflict(kind, "there is no such table")
+        if kind == "assert-ref-snapshot-id":
+            name = _text(requirement, "ref", kind)
+            wanted = requirement.get("snapshot-id")
+            ref = metadata["refs"].get(name)
+            found = ref["snapshot-id"] if ref is not None else None
+            if found != wanted:
+                raise _conflict(kind, f"{name} is at {_snapshot(found)}, the commit was made for {_snapshot(wanted)}")
+        elif kind == "assert-table-uuid":
+            if str(_value(requirement, "uuid", kind)).lower() != str(metadata["table-uuid"]).lower():
+                raise _conflict(kind, f"the table is {metadata['table-uuid']}, the commit was made for {requirement['uuid']}")
+        elif kind in _COMPARED:
+            wanted_key, key = _COMPARED[kind]
+            wanted_value = _value(requirement, wanted_key, kind)
+            if metadata[key] != wanted_value:
+                raise _conflict(kind, f"{key} is {metadata[key]}, the commit was made for {wanted_value}")
+        else:
+            raise ProjectError(
+                "CATALOG_UNKNOWN_REQUIREMENT",
+                f"the catalog does not know the requirement {kind!r}",
+                "a requirement that is not understood cannot be checked",
+                "use a writer that keeps to the Iceberg REST specification, or a newer IceLake",
+            )
+
+
+_COMPARED = {
+    "assert-current-schema-id": ("current-schema-id", "current-schema-id"),
+    "assert-last-assigned-field-id": ("last-assigned-field-id", "last-column-id"),
+    "assert-default-spec-id": ("default-spec-id", "default-spec-id"),
+    "assert-default-sort-order-id": ("default-sort-order-id", "default-sort-order-id"),
+    "assert-last-assigned-partition-id": ("last-assigned-partition-id", "last-partition-id"),
+}
+"""Requirement -> (its key, the metadata's key)."""
+
+
+# --------------------------------------------------------------------------------------------------------------- updates
+
+
+def apply(metadata: Json, updates: Iterable[Json], now_ms: int) -> Json:
+    """The metadata after the updates, in order; ``metadata`` itself stays as it was.
+
+    ``last-updated-ms`` never goes back, whatever the clock does.
+    """
+    change = _Change(metadata)
+    for update in updates:
+        action = _text(update, "action", "update")
+        step = _STEPS.get(action)
+        if step is None:
+            raise ProjectError(
+                "CATALOG_UNKNOWN_UPDATE",
+                f"the catalog does not know the update {action!r}",
+                "an update that is not understood cannot be applied",
+                "use a writer that keeps to the Iceberg REST specification for format version 3, or a newer IceLake",
+            )
+        step(change, update)
+    return change.finish(now_ms)
+
+
+def with_history(base: Json, base_location: str, new: Json) -> tuple[Json, list[str]]:
+    """``new`` with the file of ``base`` in its metadata log, and the locations that fell off the end of the log.
+
+    The log's length is the property ``write.metadata.previous-versions-max`` (100 unless set).
+    """
+    try:
+        keep = max(1, int(new["properties"].get(PREVIOUS_VERSIONS, _DEFAULT_PREVIOUS_VERSIONS)))
+    except ValueError as error:
+        raise _bad("set-properties", f"{PREVIOUS_VERSIONS} is not a number") from error
+    log = [*base["metadata-log"], {"metadata-file": base_location, "timestamp-ms": base["last-updated-ms"]}]
+    return {**new, "metadata-log": log[-keep:]}, [entry["metadata-file"] for entry in log[:-keep]]
+
+
+class _Change:
+    """Metadata being changed: a shallow copy whose lists and maps are replaced, never changed in place."""
+
+    def __init__(self, base: Json) -> None:
+        self.base = base
+        self.new: Json = dict(base)
+        self.added: dict[int, Json] = {}
+        self.removed: set[int] = set()
+        self.known: set[int] | None = None
+        self.last: dict[str, int] = {}
+        """The id that -1 stands for: what this request added last."""
+
+    def snapshots(self) -> set[int]:
+        if self.known is None:
+            self.known = {snapshot["snapshot-id"] for snapshot in self.new["snapshots"]}
+        return self.known
+
+    def finish(self, now_ms: int) -> Json:
+        new, base = self.new, self.base
+        if self.removed or new["refs"] is not base["refs"]:
+            for name, ref in new["refs"].items():
+                if ref["snapshot-id"] not in self.snapshots():
+                    raise _conflict("remove-snapshots", f"{name} is at snapshot {ref['snapshot-id']}")
+        newest = max((snapshot["timestamp-ms"] for snapshot in self.added.values()), default=0)
+        log = new["snapshot-log"]
+        now = max(now_ms, base["last-updated-ms"], newest, log[-1]["timestamp-ms"] if log else 0)
+        new["last-updated-ms"] = now
+        main = new["refs"].get("main")
+        current = main["snapshot-id"] if main is not None else None
+        if current is None:
+            new.pop("current-snapshot-id", None)
+            new["snapshot-log"] = []
+        elif current != base.get("current-snapshot-id"):
+            new["current-snapshot-id"] = current
+            added = self.added.get(current)
+            new["snapshot-log"] = [*log, {"timestamp-ms": added["timestamp-ms"] if added else now, "snapshot-id": current}]
+        if self.removed:
+            self._forget()
+        return new
+
+    def _forget(self) -> None:
+        new, removed = self.new, self.removed
+        # Spec, snapshot-log: entries before an expired snapshot go too, or a time inside the gap would be answered with a
+        # snapshot that was not current then.
+        log = new["snapshot-log"]
+        last = max((at for at, entry in enumerate(log) if entry["snapshot-id"] in removed), default=-1)
+        new["snapshot-log"] = log[last + 1 :]
+        for key in ("statistics", "partition-statistics"):
+            if new.get(key):
+                new[key] = [entry for entry in new[key] if entry["snapshot-id"] not in removed]
+
+
+def _add_snapshot(change: _Change, update: Json) -> None:
+    action = "add-snapshot"
+    new = change.new
+    snapshot = _object(update, "snapshot", action)
+    ident = _int(snapshot, "snapshot-id", action)
+    if ident in change.snapshots():
+        raise _conflict(action, f"snapshot {ident} is there already")
+    sequence = _int(snapshot, "sequence-number", action)
+    if sequence != new["last-sequence-number"] + 1:
+        raise _conflict(action, f"the next sequence number is {new['last-sequence-number'] + 1}, the snapshot has {sequence}")
+    first = _int(snapshot, "first-row-id", action)
+    if first != new["next-row-id"]:
+        raise _conflict(action, f"the next row id is {new['next-row-id']}, the snapshot begins at {first}")
+    rows = _int(snapshot, "added-rows", action)
+    if rows < 0:
+        raise _bad(action, "added-rows is negative")
+    timestamp = _int(snapshot, "timestamp-ms", action)
+    log = new["snapshot-log"]
+    newest = max([log[-1]["timestamp-ms"] if log else 0, *(other["timestamp-ms"] for other in change.added.values())])
+    if timestamp < newest:
+        raise _bad(action, f"timestamp-ms {timestamp} is older than the snapshot log, which ends at {newest}")
+    _text(snapshot, "manifest-list", action)
+    _text(_object(snapshot, "summary", action), "operation", action)
+    if "schema-id" in snapshot and not any(schema["schema-id"] == snapshot["schema-id"] for schema in new["schemas"]):
+        raise _bad(action, f"there is no schema {snapshot['schema-id']}")
+    new["snapshots"] = [*new["snapshots"], snapshot]
+    new["last-sequence-number"] = sequence
+    new["next-row-id"] = first + rows
+    change.snapshots().add(ident)
+    change.added[ident] = snapshot
+
+
+def _set_snapshot_ref(change: _Change, update: Json) -> None:
+    action = "set-snapshot-ref"
+    name = _text(update, "ref-name", action)
+    kind = _text(update, "type", action)
+    if kind not in ("branch", "tag") or (name == "main" and kind != "branch"):
+        raise _bad(action, f"{name} cannot be a {kind}")
+    ident = _int(update, "snapshot-id", action)
+    if ident not in change.snapshots():
+        raise _conflict(action, f"there is no snapshot {ident} for {name}")
+    ref = {key: update[key] for key in _REF_FIELDS if update.get(key) is not None}
+    change.new["refs"] = {**change.new["refs"], name: ref}
+
+
+def _remove_snapshot_ref(change: _Change, update: Json) -> None:
+    name = _text(update, "ref-name", "remove-snapshot-ref")
+    change.new["refs"] = {key: ref for key, ref in change.new["refs"].items() if key != name}
+
+
+def _remove_snapshots(change: _Change, update: Json) -> None:
+    gone = set(_list(update, "snapshot-ids", "remove-snapshots"))
+    change.removed |= gone & change.snapshots()
+    change.new["snapshots"] = [snapshot for snapshot in change.new["snapshots"] if snapshot["snapshot-id"] not in gone]
+    change.known = None
+
+
+def _set_properties(change: _Change, update: Json) -> None:
+    updates = _object(update, "updates", "set-properties")
+    if not all(isinstance(value, str) for value in updates.values()):
+        raise _bad("set-properties", "a property's value is not a string")
+    change.new["properties"] = {**change.new["properties"], **updates}
+
+
+def _remove_properties(change: _Change, update: Json) -> None:
+    gone = set(_list(update, "removals", "remove-properties"))
+    change.new["properties"] = {key: value for key, value in change.new["properties"].items() if key not in gone}
+
+
+def _add_schema(change: _Change, update: Json) -> None:
+    new = change.new
+    schema = _object(update, "schema", "add-schema")
+    fields = _check_schema(schema)
+    change.last["schema"] = _put(change, "schemas", "schema-id", schema, ("fields", "identifier-field-ids"))
+    new["last-column-id"] = max(new["last-column-id"], *fields, 0)
+
+
+def _set_current_schema(change: _Change, update: Json) -> None:
+    _point(change, update, "set-current-schema", "schema-id", "schema", "schemas", "current-schema-id")
+
+
+def _remove_schemas(change: _Change, update: Json) -> None:
+    _drop(change, update, "remove-schemas", "schema-ids", "schemas", "schema-id", "current-schema-id")
+
+
+def _add_spec(change: _Change, update: Json) -> None:
+    action = "add-spec"
+    new = change.new
+    fields = []
+    last = new["last-partition-id"]
+    for field in _list(_object(update, "spec", action), "fields", action):
+        ident = field.get("field-id")
+        if ident is None:
+            last += 1
+            ident = last
+        for key in ("name", "transform"):
+            _text(field, key, action)
+        _int(field, "source-id", action)
+        fields.append({**field, "field-id": ident})
+        last = max(last, ident)
+    change.last["spec"] = _put(change, "partition-specs", "spec-id", {**update["spec"], "fields": fields}, ("fields",))
+    new["last-partition-id"] = last
+
+
+def _set_default_spec(change: _Change, update: Json) -> None:
+    _point(change, update, "set-default-spec", "spec-id", "spec", "partition-specs", "default-spec-id")
+
+
+def _remove_partition_specs(change: _Change, update: Json) -> None:
+    _drop(change, update, "remove-partition-specs", "spec-ids", "partition-specs", "spec-id", "default-spec-id")
+
+
+def _add_sort_order(change: _Change, update: Json) -> None:
+    order = _object(update, "sort-order", "add-sort-order")
+    _list(order, "fields", "add-sort-order")
+    change.last["order"] = _put(change, "sort-orders", "order-id", order, ("fields",))
+
+
+def _set_default_sort_order(change: _Change, update: Json) -> None:
+    _point(change, update, "set-default-sort-order", "sort-order-id", "order", "sort-orders", "default-sort-order-id", "order-id")
+
+
+def _assign_uuid(change: _Change, update: Json) -> None:
+    uuid = _text(update, "uuid", "assign-uuid")
+    if uuid.lower() != str(change.new["table-uuid"]).lower():
+        raise _conflict("assign-uuid", f"the table is {change.new['table-uuid']} and stays it")
+
+
+def _set_location(change: _Change, update: Json) -> None:
+    change.new["location"] = _text(update, "location", "set-location").rstrip("/")
+
+
+def _upgrade_format_version(change: _Change, update: Json) -> None:
+    version = _int(update, "format-version", "upgrade-format-version")
+    if version != change.new["format-version"]:
+        raise _bad("upgrade-format-version", f"the table has version {change.new['format-version']}, which cannot become {version}")
+
+
+def _set_statistics(change: _Change, update: Json) -> None:
+    _replace_statistics(change, _object(update, "statistics", "set-statistics"), "statistics", "set-statistics")
+
+
+def _set_partition_statistics(change: _Change, update: Json) -> None:
+    action = "set-partition-statistics"
+    _replace_statistics(change, _object(update, "partition-statistics", action), "partition-statistics", action)
+
+
+def _remove_statistics(change: _Change, update: Json) -> None:
+    ident = _int(update, "snapshot-id", "remove-statistics")
+    change.new["statistics"] = [entry for entry in change.new.get("statistics", ()) if entry["snapshot-id"] != ident]
+
+
+def _remove_partition_statistics(change: _Change, update: Json) -> None:
+    ident = _int(update, "snapshot-id", "remove-partition-statistics")
+    kept = [entry for entry in change.new.get("partition-statistics", ()) if entry["snapshot-id"] != ident]
+    change.new["partition-statistics"] = kept
+
+
+_STEPS: Mapping[str, Callable[[_Change, Json], None]] = {
+    "add-snapshot": _add_snapshot,
+    "set-snapshot-ref": _set_snapshot_ref,
+    "remove-snapshot-ref": _remove_snapshot_ref,
+    "remove-snapshots": _remove_snapshots,
+    "set-properties": _set_properties,
+    "remove-properties": _remove_properties,
+    "add-schema": _add_schema,
+    "set-current-schema": _set_current_schema,
+    "remove-schemas": _remove_schemas,
+    "add-spec": _add_spec,
+    "set-default-spec": _set_default_spec,
+    "remove-partition-specs": _remove_partition_specs,
+    "add-sort-order": _add_sort_order,
+    "set-default-sort-order": _set_default_sort_order,
+    "assign-uuid": _assign_uuid,
+    "set-location": _set_location,
+    "upgrade-format-version": _upgrade_format_version,
+    "set-statistics": _set_statistics,
+    "remove-statistics": _remove_statistics,
+    "set-partition-statistics": _set_partition_statistics,
+    "remove-partition-statistics": _remove_partition_statistics,
+}
+
+
+def _replace_statistics(change: _Change, entry: Json, key: str, action: str) -> None:
+    ident = _int(entry, "snapshot-id", action)
+    if ident not in change.snapshots():
+        raise _conflict(action, f"there is no snapshot {ident}")
+    change.new[key] = [*(other for other in change.new.get(key, ()) if other["snapshot-id"] != ident), entry]
+
+
+def _put(change: _Change, key: str, id_key: str, thing: Json, same: Sequence[str]) -> int:
+    """Add a schema, spec or order under a new id, or find the equal one that is there; its id."""
+    things = change.new[key]
+    for known in things:
+        if all((known.get(part) or []) == (thing.get(part) or []) for part in same):
+            return int(known[id_key])
+    ident = max(known[id_key] for known in things) + 1 if things else 0
+    change.new[key] = [*things, {**thing, id_key: ident}]
+    return int(ident)
+
+
+def _point(change: _Change, update: Json, action: str, id_key: str, last: str, key: str, pointer: str, known_key: str = "") -> None:
+    ident = _int(update, id_key, action)
+    if ident == -1:
+        if last not in change.last:
+            raise _bad(action, f"-1 means the {last} added last, and this request added none")
+        ident = change.last[last]
+    if not any(known[known_key or id_key] == ident for known in change.new[key]):
+        raise _bad(action, f"there is no {last} {ident}")
+    change.new[pointer] = ident
+
+
+def _drop(change: _Change, update: Json, action: str, ids_key: str, key: str, id_key: str, pointer: str) -> None:
+    gone = set(_list(update, ids_key, action))
+    if change.new[pointer] in gone:
+        raise _bad(action, f"{pointer} is {change.new[pointer]}")
+    change.new[key] = [known for known in change.new[key] if known[id_key] not in gone]
+
+
+# --------------------------------------------------------------------------------------------------- shapes and messages
+
+
+def _check_schema(schema: Json) -> set[int]:
+    """The ids of all fields, nested ones too. Raises ProjectError on a schema that names a field or an id twice."""
+    if schema.get("type") != "struct" or not isinstance(schema.get("fields"), list):
+        raise _bad("schema", "it is not a struct with fields")
+    ids: set[int] = set()
+    for ident in _field_ids(schema):
+        if not isinstance(ident, int) or isinstance(ident, bool) or ident in ids:
+            raise _bad("schema", f"the field id {ident} is not an int, or is there twice")
+        ids.add(ident)
+    names = [field["name"] for field in schema["fields"]]
+    if len(set(names)) != len(names):
+        raise _bad("schema", "a column's name is there twice")
+    missing = set(schema.get("identifier-field-ids", ())) - ids
+    if missing:
+        raise _bad("schema", f"identifier-field-ids names {sorted(missing)}, which no field has")
+    return ids
+
+
+def _field_ids(kind: Any) -> Iterator[Any]:
+    if not isinstance(kind, dict):
+        return
+    match kind.get("type"):
+        case "struct":
+            for field in kind["fields"]:
+                yield field["id"]
+                yield from _field_ids(field["type"])
+        case "list":
+            yield kind["element-id"]
+            yield from _field_ids(kind["element"])
+        case "map":
+            yield from (kind["key-id"], kind["value-id"])
+            yield from _field_ids(kind["key"])
+            yield from _field_ids(kind["value"])
+
+
+def _value(thing: Any, key: str, where: str) -> Any:
+    if not isinstance(thing, dict) or key not in thing:
+        raise _bad(where, f"{key} is missing")
+    return thing[key]
+
+
+def _text(thing: Any, key: str, where: str) -> str:
+    value = _value(thing, key, where)
+    if not isinstance(value, str) or not value:
+        raise _bad(where, f"{key} is not a text")
+    return value
+
+
+def _int(thing: Any, key: str, where: str) -> int:
+    value = _value(thing, key, where)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _bad(where, f"{key} is not a whole number")
+    return value
+
+
+def _object(thing: Any, key: str, where: str) -> Json:
+    value = _value(thing, key, where)
+    if not isinstance(value, dict):
+        raise _bad(where, f"{key} is not an object")
+    return value
+
+
+def _list(thing: Any, key: str, where: str) -> list[Any]:
+    value = _value(thing, key, where)
+    if not isinstance(value, list | tuple):
+        raise _bad(where, f"{key} is not a list")
+    return list(value)
+
+
+def _snapshot(ident: int | None) -> str:
+    return "no snapshot" if ident is None else f"snapshot {ident}"
+
+
+def _conflict(which: str, why: str) -> CommitConflict:
+    return CommitConflict("COMMIT_CONFLICT", f"{which} failed: {why}", "the table has changed since the commit was prepared")
+
+
+def _bad(where: str, why: str) -> ProjectError:
+    return ProjectError(
+        "CATALOG_BAD_REQUEST",
+        f"{where}: {why}",
+        "the request does not have the form the Iceberg REST specification gives it",
+        "this is an error of the writer that sent it",
+    )

@@ -1,0 +1,25 @@
+"""The arguments every command about a project shares, and the lakehouse they name."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from icelake.lakehouse import Lakehouse
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-C", "--project", metavar="DIR", type=Path, default=Path(), help="the project's folder or icelake.toml (default: here)"
+    )
+    parser.add_argument("--profile", metavar="P", help="embedded (stack and external are not in this version)")
+
+
+def lakehouse(args: argparse.Namespace) -> "Lakehouse":
+    """Raises ProjectError, before anything heavy is loaded."""
+    from icelake.project import load_project
+
+    project = load_project(args.project, args.profile)
+    from icelake.lakehouse import Lakehouse
+
+    return Lakehouse(project)

@@ -1,0 +1,1 @@
+"""Engines that answer SQL over the lake's tables, one file each."""

@@ -1,0 +1,692 @@
+"""The applier: one process, one source, every change exactly once.
+
+It promises: changes are applied in source-transaction order and committed at transaction boundaries, all touched tables and
+the control table in one catalog commit; the slot is confirmed only up to what is durable; a restart, a crash at any step, a
+lost answer or a second process neither loses nor doubles a change. It reaches the world only through ports and is single
+threaded, so a simulator can play every schedule. The rules are docs/protocol.md; the names of its states are used here.
+
+``step`` does one bounded thing and returns what it was. Temporary trouble (Unreachable, CommitUnknown) ends the running
+batch, and the next step starts again from the control table with a new epoch; anything else that is raised is final.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from icelake.errors import (
+    AlreadyExists,
+    CommitConflict,
+    CommitUnknown,
+    Corrupt,
+    ForeignChange,
+    Gap,
+    IcelakeError,
+    NoSuchTable,
+    Refused,
+    Unreachable,
+    UnsupportedTable,
+)
+from icelake.ingest.commit import commit
+from icelake.ingest.control import Control
+from icelake.ingest.followed import Followed
+from icelake.ingest.upkeep import plan_expiry
+from icelake.model.ident import publication_name, slot_name
+from icelake.model.load import LoadState
+from icelake.model.lsn import format_lsn
+from icelake.model.marker import LOAD, SOURCE, Marker
+from icelake.model.relation import Refusal, Relation, SourceIdentity, TableId
+from icelake.ports import (
+    Catalog,
+    Chance,
+    Clock,
+    Desk,
+    HoldRequest,
+    Json,
+    LoadedTable,
+    Source,
+    Storage,
+    Stream,
+    TableChange,
+)
+from icelake.tables.expire import Policy
+from icelake.tables.key_index import IndexFiles, KeyIndex
+from icelake.tables.schema import iceberg_schema, table_properties
+from icelake.tables.table import Table
+
+CONFLICTS = 4
+"""How often in a row a batch is begun again because someone else changed a mirror."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times in seconds, sizes in bytes."""
+
+    commit_interval: float = 1.0
+    """At most one commit in this time, unless a batch is full."""
+    chunk_bytes: int = 1 << 25
+    """Changes decoded and applied at once."""
+    batch_bytes: int = 1 << 28
+    """A batch is committed at the next boundary once it holds this much."""
+    range_rows: int = 500_000
+    """Rows read under one exported snapshot."""
+    idle_interval: float = 10.0
+    """An idle source's position is recorded and confirmed this often."""
+    upkeep_commits: int = 32
+    """Snapshots are thinned every so many commits."""
+    hold_lease: float = 3600.0
+    """How long a cut made for ``verify`` stays readable if nobody releases it."""
+    retention: Policy = field(default_factory=Policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a step did. ``rows`` and ``changes`` are of this step alone."""
+
+    kind: Literal["load", "commit", "upkeep", "hold", "wait", "retry"]
+    rows: int = 0
+    changes: int = 0
+    transactions: int = 0
+    position: int = 0
+    seconds: float = 0.0
+    error: IcelakeError | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What was taken from the stream since the last commit; the rows are in the followed tables' deltas."""
+
+    open: bool = False
+    mid: bool = False
+    """The last chunk ended inside a transaction."""
+    position: int = 0
+    time: int = 0
+    bytes: int = 0
+    changes: int = 0
+    transactions: int = 0
+
+
+class Applier:
+    """See the module. Call ``start`` (or just ``step``), then ``step`` for as long as you like, then ``close``."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        catalog: Catalog,
+        storage: Storage,
+        clock: Clock,
+        chance: Chance,
+        desk: Desk,
+        index_files: Callable[[TableId], IndexFiles | None],
+        tables: Sequence[str],
+        exclude: Sequence[str] = (),
+        settings: Settings | None = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings or Settings()
+        self._source = source
+        self._catalog = catalog
+        self._storage = storage
+        self._clock = clock
+        self._chance = chance
+        self._desk = desk
+        self._index_files = index_files
+        self._wanted = tuple(tables)
+        self._exclude = frozenset(exclude)
+        self._control = Control(name, catalog, storage, clock, chance)
+        self._identity: SourceIdentity
+        self._slot = ""
+        self._stream: Stream | None = None
+        self._epoch: int | None = None
+        self._target = 0
+        self._hold: HoldRequest | None = None
+        self._failures = 0
+        self.followed: dict[TableId, Followed] = {}
+        self.refusals: Sequence[Refusal] = ()
+        """Tables a pattern named that cannot be mirrored."""
+        self._batch = _Batch()
+        self._last_commit = 0.0
+        self._commits = 0
+        self._turn_to_load = True
+
+    # ------------------------------------------------------------------------------------------------- start
+
+    @property
+    def position(self) -> int:
+        """Everything with end LSN <= this is in the lake, in every followed table that is in the cut."""
+        return self._control.position or 0
+
+    @property
+    def loading(self) -> Sequence[TableId]:
+        """Followed tables that are not in cuts yet."""
+        return [table for table in self.followed if str(table) not in self._control.cut.tables]
+
+    @property
+    def running(self) -> bool:
+        """Whether the source is owned and streaming."""
+        return self._stream is not None
+
+    def status(self) -> Json:
+        """For people and ``icelake status``: how far, how far behind, and what is not followed yet."""
+        server = self._stream.server_lsn if self._stream is not None else 0
+        return {
+            "state": "running" if self.running else "starting",
+            "epoch": self._epoch,
+            "position": format_lsn(self.position),
+            "server_lsn": format_lsn(server) if server else None,
+            "lag_bytes": max(0, server - self.position) if server else None,
+            "buffered_bytes": self._stream.buffered if self._stream is not None else 0,
+            "tables": len(self.followed),
+            "loading": [str(table) for table in self.loading],
+            "refused": [{"table": f"{r.schema}.{r.name}", "code": r.code, "why": r.why} for r in self.refusals],
+        }
+
+    def start(self) -> None:
+        """Take the source over (epoch + 1), check that nothing is missing, and open tables, indexes and the stream.
+
+        Raises Fenced, Gap, ForeignChange, UnsupportedTable, Refused and what the ports raise.
+        """
+        self.close()
+        self._control.acquire(self._epoch)
+        self._epoch = self._control.epoch
+        self._identity = self._source.identify()
+        self._slot = slot_name(self.name, self._control.source)
+        publication = publication_name(self.name, self._control.source)
+        relations = self._relations()
+        self._check_identity()
+        if self._control.marker is None:
+            self._begin_source(publication, relations)
+        else:
+            self._check_slot(publication, relations)
+        self.followed = {relation.id: self._follow(relation) for relation in relations}
+        self._check_foreign()
+        self._stream = self._source.stream(self._slot, publication, self.position, [f.relation for f in self.followed.values()])
+        self._last_commit = self._clock.monotonic() - self.settings.commit_interval
+
+    def close(self) -> None:
+        """End the stream and forget the running batch. Nothing that is in the lake changes."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._batch = _Batch()
+        self._hold = None
+        self.followed = {}
+
+    def _relations(self) -> list[Relation]:
+        described = [entry for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
+        refused = [entry for entry in described if isinstance(entry, Refusal)]
+        for refusal in refused:
+            if f"{refusal.schema}.{refusal.name}" in self._wanted:
+                raise UnsupportedTable(refusal.code, f"{refusal.schema}.{refusal.name} cannot be mirrored", refusal.why, refusal.fix)
+        relations = {entry.id: entry for entry in described if isinstance(entry, Relation)}
+        # A table once mirrored goes on being mirrored: leaving it out now would let it fall behind without a word.
+        known = {str(table) for table in self._catalog.tables() if self._is_ours(table)}
+        missing = sorted(known - {str(table) for table in relations})
+        for entry in self._source.describe(missing) if missing else ():
+            if isinstance(entry, Refusal):
+                raise UnsupportedTable(entry.code, f"{entry.schema}.{entry.name} cannot be mirrored any more", entry.why, entry.fix)
+            relations[entry.id] = entry
+        lost = sorted(known - {str(table) for table in relations})
+        if lost:
+            raise UnsupportedTable(
+                "TABLE_GONE",
+                f"{', '.join(lost)} is mirrored but is not in the source any more",
+                "it was dropped or renamed",
+                "keep the lake's table by giving it another name in the catalog, or drop it there",
+            )
+        self.refusals = refused
+        if not relations:
+            raise UnsupportedTable(
+                "NO_TABLES",
+                f"source {self.name!r} has no table that can be mirrored",
+                "; ".join(f"{r.schema}.{r.name}: {r.why}" for r in refused) or f"nothing matches {', '.join(self._wanted)}",
+                "`icelake doctor` says what each table needs",
+            )
+        return list(relations.values())
+
+    def _excluded(self, entry: Relation | Refusal) -> bool:
+        return f"{entry.schema}.{entry.name}" in self._exclude or f"{entry.schema}.*" in self._exclude
+
+    def _is_ours(self, table: TableId) -> bool:
+        if table == self._control.id:
+            return False
+        return bool(self._catalog.load(table).metadata["properties"].get(SOURCE) == self._control.source)
+
+    def _check_identity(self) -> None:
+        marker, now = self._control.marker, self._identity
+        if marker is None:
+            return
+        if marker.system_id != now.system_id:
+            raise Refused(
+                "OTHER_SERVER",
+                f"source {self.name!r} is another PostgreSQL cluster than the one the lake was made from",
+                f"system identifier {now.system_id}, the lake's is {marker.system_id}",
+                "check the address in icelake.toml",
+            )
+        if marker.timeline != now.timeline:
+            raise Gap(
+                "NEW_TIMELINE",
+                f"source {self.name!r} is on timeline {now.timeline}; the lake was made on {marker.timeline}",
+                "a standby was promoted: the lake may hold transactions the new primary lost",
+                "compare with `icelake verify`, then load the tables again into a new lake",
+            )
+
+    def _begin_source(self, publication: str, relations: Sequence[Relation]) -> None:
+        # The publication comes first: decoding WAL from before a publication existed fails.
+        self._source.publish(publication, relations)
+        if self._source.slot(self._slot) is not None:
+            # Its name holds this lake's id and nothing was ever recorded: a crash between the two next lines left it.
+            self._source.drop_slot(self._slot)
+        start = self._source.create_slot(self._slot)
+        self._record(start, 0, {})
+
+    def _check_slot(self, publication: str, relations: Sequence[Relation]) -> None:
+        slot = self._source.slot(self._slot)
+        if slot is None:
+            raise Gap(
+                "SLOT_GONE",
+                f"replication slot {self._slot} does not exist any more",
+                "it was dropped, or the server was restored or replaced: changes since the lake's position may be gone",
+                "load the tables again into a new lake",
+            )
+        if slot.lost:
+            raise Gap(
+                "SLOT_LOST",
+                f"replication slot {self._slot} was invalidated: {slot.lost}",
+                "the source removed WAL the lake had not read",
+                "raise max_slot_wal_keep_size, then load the tables again into a new lake",
+            )
+        if slot.confirmed_flush_lsn > self.position:
+            raise Gap(
+                "SLOT_AHEAD",
+                f"replication slot {self._slot} is at {format_lsn(slot.confirmed_flush_lsn)}, past the lake's {format_lsn(self.position)}",
+                "someone else read from the slot or moved it: the changes between are gone",
+                "load the tables again into a new lake",
+            )
+        published = self._source.published(publication)
+        known = [relation for relation in relations if self._exists(relation.id)]
+        left = [str(relation.id) for relation in known if relation.id not in published]
+        if left:
+            raise Refused(
+                "PUBLICATION_CHANGED",
+                f"{', '.join(left)} is not in publication {publication} any more",
+                "someone took it out: changes to it since then are not in the stream",
+                "load the tables again into a new lake",
+            )
+        if len(known) < len(relations):
+            self._source.publish(publication, relations)
+
+    def _exists(self, table: TableId) -> bool:
+        try:
+            self._catalog.load(table)
+        except NoSuchTable:
+            return False
+        return True
+
+    def _follow(self, relation: Relation) -> Followed:
+        try:
+            loaded = self._catalog.load(relation.id)
+        except NoSuchTable:
+            loaded = self._create(relation)
+        properties = loaded.metadata["properties"]
+        if properties.get(SOURCE) != self._control.source:
+            raise ForeignChange(
+                "TABLE_EXISTS",
+                f"the catalog already has a table {relation.id} that is not a mirror of source {self.name!r}",
+                "someone else made it",
+                "move it out of the way, or give the mirror's source another catalog",
+            )
+        table = Table.open(loaded, self._storage, self._clock, self._chance)
+        if table.relation != replace(relation, key_is_ordered=table.relation.key_is_ordered):
+            raise UnsupportedTable(
+                "TABLE_CHANGED",
+                f"{relation.id} has not the shape any more that its mirror has",
+                _difference(table.relation, relation),
+                "undo the change in the source, or drop the mirror in the lake: it is then loaded again",
+            )
+        index = KeyIndex.load(self._index_files(relation.id), loaded.metadata["table-uuid"])
+        index.reconcile(table)
+        return Followed(table, index)
+
+    def _create(self, relation: Relation) -> LoadedTable:
+        properties = {
+            **table_properties(relation),
+            SOURCE: self._control.source,
+            LOAD: LoadState().dump(),
+        }
+        try:
+            return self._catalog.create(relation.id, iceberg_schema(relation), properties)
+        except AlreadyExists:
+            return self._catalog.load(relation.id)
+
+    def _check_foreign(self) -> None:
+        """Every mirror must be where the control table says, give or take rewrites that change no row."""
+        for followed in self.followed.values():
+            metadata = followed.table.metadata
+            by_id = {snapshot["snapshot-id"]: snapshot for snapshot in metadata.get("snapshots", ())}
+            expected = self._control.cut.tables.get(str(followed.id))
+            at = followed.table.snapshot_id
+            while at is not None and at != expected:
+                snapshot = by_id.get(at)
+                if snapshot is None:
+                    break  # expired: what came before is older than every cut that is kept
+                summary = snapshot["summary"]
+                if summary["operation"] != "replace":
+                    if expected is None and summary.get(SOURCE) == self._control.source:
+                        break  # still loading: our own commits, not in any cut yet
+                    why = f"snapshot {at} ({summary['operation']}) was not made by this source's applier"
+                    raise self._changed(followed.id, why)
+                at = snapshot.get("parent-snapshot-id")
+            if at is None and expected is not None:
+                raise self._changed(followed.id, f"it was rolled back: the last cut's snapshot {expected} is not behind its present one")
+
+    def _changed(self, table: TableId, why: str) -> ForeignChange:
+        return ForeignChange(
+            "TABLE_CHANGED_BY_OTHERS",
+            f"{table} was changed by someone else",
+            why,
+            "roll it back to the snapshot of the last cut (`icelake cuts`), or drop it in the lake: it is then loaded again",
+        )
+
+    # -------------------------------------------------------------------------------------------------- step
+
+    def step(self, timeout: float = 1.0) -> Progress:
+        """Do one thing: commit what is due, load a range, tidy up, or wait up to ``timeout`` seconds for changes."""
+        began = self._clock.monotonic()
+        try:
+            if self._stream is None:
+                self.start()
+            progress = self._step(timeout)
+            if progress.kind != "retry":
+                self._failures = 0
+            return replace(progress, seconds=self._clock.monotonic() - began)
+        except (Unreachable, CommitUnknown) as error:
+            # What the batch wrote stays: a commit in doubt may still need it. The next step starts from the control table.
+            self.close()
+            self._failures += 1
+            self._clock.sleep(min(30.0, 0.1 * 2.0 ** min(self._failures, 10)))
+            return Progress("retry", position=self.position, error=error)
+
+    def run_to(self, lsn: int) -> None:
+        """The position the caller waits for: it is recorded as soon as it is reached, also when nothing changes."""
+        self._target = max(self._target, lsn)
+
+    def _step(self, timeout: float) -> Progress:
+        stream = self._stream
+        assert stream is not None
+        hold = self._desk.hold_wanted()
+        if hold is not None and (hold.lsn is None or hold.lsn >= self.position):
+            return self._step_hold(stream, hold, timeout)
+        self._hold = None
+        due = self._last_commit + self.settings.commit_interval
+        if self._turn_to_load:
+            loading = next((followed for followed in self.followed.values() if not followed.load.complete), None)
+            # A batch that has begun is ended first: a range is committed alone.
+            if loading is not None and not self._batch.open:
+                self._turn_to_load = False
+                return self._load(loading)
+        if self._batch.open or stream.buffered:
+            self._turn_to_load = True
+            if self._batch.bytes + stream.buffered >= self.settings.chunk_bytes or self._clock.monotonic() >= due:
+                return self._take_and_commit(stream)
+        elif self._position_due(stream):
+            return self._commit(stream.server_lsn)
+        elif not self._turn_to_load and any(not followed.load.complete for followed in self.followed.values()):
+            self._turn_to_load = True
+            return Progress("wait", position=self.position)
+        if self._commits >= self.settings.upkeep_commits:
+            self._commits = 0
+            return self._expire()
+        wait = max(0.0, min(timeout, due - self._clock.monotonic())) if stream.buffered or self._batch.open else timeout
+        if self._wanted_position() > stream.server_lsn:
+            stream.ask()
+            wait = min(wait, 0.1)
+        stream.wait(wait)
+        return Progress("wait", position=self.position)
+
+    def _take(self, stream: Stream, before: int | None = None) -> bool:
+        """Apply what is there to the running batch; whether anything was."""
+        taken = False
+        while self._batch.bytes < self.settings.batch_bytes or self._batch.mid:
+            chunk = stream.take(before=before, max_bytes=self.settings.chunk_bytes)
+            if chunk is None:
+                break
+            for changes in chunk.changes:
+                followed = self.followed.get(changes.relation.id)
+                if followed is None:
+                    raise Corrupt("UNKNOWN_RELATION", f"changes came for {changes.relation.id}, which is not followed")
+                followed.apply(changes)
+                self._batch.changes += len(changes.op)
+            self._batch.transactions += chunk.transactions
+            self._batch.bytes += chunk.bytes
+            self._batch.time = max(self._batch.time, chunk.commit_time)
+            self._batch.position = max(self._batch.position, chunk.position or 0)
+            self._batch.open = taken = True
+            self._batch.mid = chunk.open
+        return taken
+
+    def _take_and_commit(self, stream: Stream) -> Progress:
+        taken = self._take(stream)
+        if self._batch.open and not self._batch.mid:
+            return self._commit(self._batch.position)
+        # Inside a transaction: what a chunk of it held is written, and invisible until the rest has come.
+        if not taken:
+            stream.wait(0.05)
+        return Progress("wait", position=self.position)
+
+    # ------------------------------------------------------------------------------------------------ commit
+
+    def _commit(self, position: int) -> Progress:
+        """One cut at ``position``: every touched table and the control table, whole or not at all."""
+        assert position >= self.position
+        marker = self._marker(position)
+        touched: list[tuple[Followed, TableChange]] = []
+        heads: dict[str, int] = {}
+        time = self._batch.time
+        for followed in self.followed.values():
+            change = followed.prepare(marker)
+            head = followed.table.snapshot_id
+            if change is not None:
+                touched.append((followed, change))
+                head = _new_snapshot(change)
+            name = str(followed.id)
+            known = name in self._control.cut.tables
+            if head is not None and (known or followed.whole_at(position)):
+                heads[name] = head
+                if not known:
+                    # Its rows were committed in the source before they were read: no later than the range was committed here.
+                    time = max(time, followed.table.metadata["last-updated-ms"] * 1000)
+        control_delta, control_change = self._control.advance(marker, time, heads)
+        after = self._send([control_change, *(change for _, change in touched)])
+        if after is None:
+            return Progress("retry", position=self.position)
+        progress = Progress(
+            "commit",
+            changes=self._batch.changes,
+            transactions=self._batch.transactions,
+            position=position,
+        )
+        self._control.adopt(after[0], control_delta)
+        unused = [location for (followed, _), loaded in zip(touched, after[1:], strict=True) for location in followed.done(loaded)]
+        for followed in self.followed.values():
+            followed.idle()
+        self._batch = _Batch()
+        self._committed()
+        self._confirm(position)
+        for location in unused:
+            self._storage.delete(location)
+        for followed, _ in touched:
+            self._compact(followed)
+        return progress
+
+    def _record(self, position: int, commit_time: int, tables: dict[str, int]) -> None:
+        """The first position of a new source: a cut without tables."""
+        delta, change = self._control.advance(self._marker(position), commit_time, tables)
+        self._storage.flush()
+        try:
+            (after,) = commit(self._catalog, self._clock, [change])
+        except CommitConflict:
+            self._control.check()
+            raise
+        self._control.adopt(after, delta)
+
+    def _send(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable] | None:
+        """Durable files, then the commit. None: someone else committed; everything was thrown away and is begun again."""
+        self._storage.flush()
+        try:
+            return commit(self._catalog, self._clock, changes)
+        except CommitConflict:
+            self._control.check()
+            self._failures += 1
+            if self._failures > CONFLICTS:
+                raise
+            # The control table is ours and unmoved, so a mirror was changed. If it was a rewrite, the key index follows it and
+            # the batch is made again from the marker; anything else is refused by the start.
+            for followed in self.followed.values():
+                for location in followed.rollback():
+                    self._storage.delete(location)
+            self.close()
+            self.start()
+            return None
+
+    def _confirm(self, position: int) -> None:
+        if self._stream is not None:
+            self._stream.confirm(position)
+
+    def _marker(self, position: int) -> Marker:
+        identity = self._identity
+        return Marker(
+            source=self._control.source,
+            system_id=identity.system_id,
+            timeline=identity.timeline,
+            slot=self._slot,
+            lsn=position,
+            attempt=self._chance.uuid(),
+        )
+
+    def _wanted_position(self) -> int:
+        """The position something waits for: a caller, or tables that are loaded and want to enter a cut."""
+        waiting = [f.load.whole_from for f in self.followed.values() if f.load.complete and str(f.id) not in self._control.cut.tables]
+        return max([self._target, *waiting])
+
+    def _position_due(self, stream: Stream) -> bool:
+        """Nothing is pending: is it time to record how far the source is?"""
+        if stream.server_lsn <= self.position or stream.complete > self.position:
+            return False
+        wanted = self._wanted_position()
+        if self.position < wanted <= stream.server_lsn:
+            return True
+        return self._clock.monotonic() >= self._last_commit + self.settings.idle_interval
+
+    def _committed(self) -> None:
+        self._last_commit = self._clock.monotonic()
+        self._commits += 1
+
+    # -------------------------------------------------------------------------------------------------- load
+
+    def _load(self, followed: Followed) -> Progress:
+        """Read one missing range under a snapshot of its own and commit it with its consistent point."""
+        missing = followed.load.next_missing()
+        assert missing is not None
+        lower, upper = missing
+        with self._source.read_range(followed.relation, lower, upper, self.settings.range_rows) as read:
+            rows = followed.load_rows(read.rows)
+            followed.loaded_until(followed.load.loaded(lower, read.upper.bound, read.lsn))
+        change = followed.prepare(self._marker(self.position))
+        assert change is not None
+        after = self._send([self._control.fence(), change])
+        if after is None:
+            return Progress("retry", position=self.position)
+        followed.done(after[1])
+        self._commits += 1
+        return Progress("load", rows=rows, position=self.position)
+
+    # ------------------------------------------------------------------------------------------------ upkeep
+
+    def _compact(self, followed: Followed) -> None:
+        change = followed.compact(self._marker(self.position))
+        if change is None:
+            return
+        after = self._send([self._control.fence(), change])
+        if after is not None:
+            followed.done(after[1])
+
+    def _expire(self) -> Progress:
+        tables = {followed.id: LoadedTable(followed.id, followed.table.metadata, "") for followed in self.followed.values()}
+        plan = plan_expiry(
+            self._control.loaded,
+            tables,
+            self._catalog.leases(),
+            self.settings.retention,
+            int(self._clock.now() * 1000),
+            self._storage,
+        )
+        if not plan.changes:
+            return Progress("upkeep", position=self.position)
+        changes = list(plan.changes)
+        fenced = changes if changes[0].id == self._control.id else [self._control.fence(), *changes]
+        try:
+            after = commit(self._catalog, self._clock, fenced)
+        except CommitConflict:
+            # A lease was taken meanwhile, or we are fenced: then it is not ours to do.
+            self._control.check()
+            return Progress("upkeep", position=self.position)
+        for change, loaded in zip(fenced, after, strict=True):
+            if change.id == self._control.id:
+                if change.updates:
+                    self._control.drop(loaded)
+            else:
+                self.followed[change.id].table.adopt(loaded, None)
+        for location in plan.files:
+            self._storage.delete(location)
+        return Progress("upkeep", position=self.position)
+
+    # -------------------------------------------------------------------------------------------------- hold
+
+    def _step_hold(self, stream: Stream, hold: HoldRequest, timeout: float) -> Progress:
+        """Make no cut until the asker's LSN is known, then one on exactly the commits before it."""
+        if self._hold is None or self._hold.id != hold.id:
+            self._desk.hold_granted(hold.id)
+        self._hold = hold
+        if hold.lsn is None:
+            stream.wait(min(timeout, 0.02))
+            return Progress("hold", position=self.position)
+        taken = self._take(stream, hold.lsn)
+        if not stream.blocked(hold.lsn) or self._batch.mid:
+            if not taken:
+                stream.ask()
+                stream.wait(min(timeout, 0.05))
+            return Progress("hold", position=self.position)
+        progress = self._commit(hold.lsn)
+        if progress.kind == "commit":
+            self._answer(hold)
+        return progress
+
+    def _answer(self, hold: HoldRequest) -> None:
+        cut = self._control.cut
+        tables = {followed.id: cut.tables[str(followed.id)] for followed in self.followed.values() if str(followed.id) in cut.tables}
+        lease = self._catalog.lease(f"verify {hold.id}", tables, self.settings.hold_lease)
+        self._desk.hold_answered(hold.id, cut.id, lease.id)
+        self._hold = None
+
+
+def _new_snapshot(change: TableChange) -> int:
+    for update in change.updates:
+        if update["action"] == "add-snapshot":
+            number: int = update["snapshot"]["snapshot-id"]
+            return number
+    raise AssertionError("a change without a snapshot")
+
+
+def _difference(lake: Relation, source: Relation) -> str:
+    def columns(relation: Relation) -> set[str]:
+        return {f"{c.name} {c.pg_type}{'' if c.nullable else ' not null'} (attnum {c.attnum})" for c in relation.columns}
+
+    parts = []
+    if lake.oid != source.oid:
+        parts.append(f"another table of the same name (oid {source.oid}, was {lake.oid})")
+    parts.extend(f"new: {text}" for text in sorted(columns(source) - columns(lake)))
+    parts.extend(f"gone: {text}" for text in sorted(columns(lake) - columns(source)))
+    if lake.key != source.key:
+        parts.append(f"key ({', '.join(source.key)}), was ({', '.join(lake.key)})")
+    return "; ".join(parts)

@@ -1,0 +1,156 @@
+"""The net effect of a chunk's changes on each key, in one pass.
+
+Every change is (kind, old key, new key). One sequential kernel follows each key through the chunk, so that of a row that was
+inserted, updated twice and moved to another key only its last version is written, the version before the chunk is removed
+once, and its row id and its unchanged TOAST values are traced back to where they come from.
+
+It never guesses: an insert of a key that is live, or an update or delete of one that is not, is reported, not repaired. The
+caller compares the first expectation of every key with the key index, so a row that was lost or applied twice cannot pass.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+INSERT, UPDATE, DELETE, TRUNCATE, SKIP = 0, 1, 2, 3, 4
+"""Kinds: as ``ports`` has them, plus changes that are not admitted."""
+
+ABSENT, PRESENT = 0, 1
+"""What the first change to a key says about the row before the chunk."""
+
+NONE = -1
+"""No previous version: the row is new, or its past is not in the lake."""
+
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """What a chunk comes to. Key ids number the distinct keys (``first[id]``: a row of the stacked hashes)."""
+
+    expected: npt.NDArray[np.uint8]
+    """By key id: PRESENT or ABSENT before the chunk (or before the chunk's first TRUNCATE)."""
+    current: Ints
+    """By key id: the change whose new row is live at the end, or a negative number: the key is not live."""
+    origin: Ints
+    """By change: the key id whose row before the chunk this row continues, or NONE: a new row."""
+    previous: Ints
+    """By change: the change that made the version before; -2 - key id: that version is the row before the chunk; or NONE."""
+    truncated: bool
+
+
+@numba.njit(cache=True)
+def _factorize(hashes, wanted):  # type: ignore[no-untyped-def]
+    # Dense numbers for 128-bit hashes: open addressing over the row numbers. Unwanted rows get -1.
+    n = hashes.shape[0]
+    size = 16
+    while size < 2 * n:
+        size *= 2
+    mask = np.uint64(size - 1)
+    slots = np.full(size, -1, np.int64)
+    ids = np.full(n, -1, np.int64)
+    first = np.empty(n, np.int64)
+    count = 0
+    for i in range(n):
+        if not wanted[i]:
+            continue
+        a = hashes[i, 0]
+        b = hashes[i, 1]
+        # Integer keys are their own hash, so they are mixed before they choose a slot.
+        h = (a ^ (b * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xFF51AFD7ED558CCD)
+        at = (h >> np.uint64(29)) & mask
+        while True:
+            known = slots[at]
+            if known < 0:
+                slots[at] = count
+                first[count] = i
+                ids[i] = count
+                count += 1
+                break
+            j = first[known]
+            if hashes[j, 0] == a and hashes[j, 1] == b:
+                ids[i] = known
+                break
+            at = (at + np.uint64(1)) & mask
+    return ids, first[:count]
+
+
+@numba.njit(cache=True)
+def _follow(kind, old, new, keys):  # type: ignore[no-untyped-def]
+    n = kind.shape[0]
+    current = np.full(keys, -1, np.int64)
+    expected = np.full(keys, 255, np.uint8)
+    origin = np.full(n, -1, np.int64)
+    previous = np.full(n, -1, np.int64)
+    truncated = False
+    for i in range(n):
+        k = kind[i]
+        if k == 4:
+            continue
+        if k == 3:
+            truncated = True
+            for key in range(keys):
+                current[key] = -2
+            continue
+        if k != 0:
+            a = old[i]
+            was = current[a]
+            if was == -2:
+                return i, truncated, expected, current, origin, previous
+            if was == -1:
+                expected[a] = 1
+                if k == 1:
+                    origin[i] = a
+                    previous[i] = -2 - a
+            elif k == 1:
+                origin[i] = origin[was]
+                previous[i] = was
+            current[a] = -2
+        if k != 2:
+            b = new[i]
+            there = current[b]
+            if there >= 0:
+                return i, truncated, expected, current, origin, previous
+            if there == -1:
+                expected[b] = 0
+            current[b] = i
+    return -1, truncated, expected, current, origin, previous
+
+
+@numba.njit(cache=True)
+def _resolve(unchanged, previous, rows):  # type: ignore[no-untyped-def]
+    out = np.empty(rows.shape[0], np.int64)
+    for j in range(rows.shape[0]):
+        i = rows[j]
+        while unchanged[i] and previous[i] >= 0:
+            i = previous[i]
+        if unchanged[i]:
+            out[j] = previous[i]  # -2 - key id, or NONE
+        else:
+            out[j] = i
+    return out
+
+
+def factorize(hashes: npt.NDArray[np.uint64], wanted: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Number the distinct hashes. ``hashes`` [n, 2]; gives (key id a row, -1 where not wanted; first row of each key id)."""
+    ids, first = _factorize(hashes, wanted)
+    return ids, first
+
+
+def follow(kind: npt.NDArray[np.uint8], old: Ints, new: Ints, keys: int) -> tuple[int, Net]:
+    """Run the changes in order. Gives (the number of the change that contradicts an earlier one, or -1; the net effect).
+
+    ``old`` and ``new`` are key ids (an update that keeps its key has the same in both). A key that no admitted change touches
+    keeps ``expected`` 255.
+    """
+    bad, truncated, expected, current, origin, previous = _follow(kind, old, new, keys)
+    return int(bad), Net(expected, current, origin, previous, bool(truncated))
+
+
+def resolve(unchanged: npt.NDArray[np.bool_], previous: Ints, rows: Ints) -> Ints:
+    """For each live change in ``rows``: which change holds the column's value, or -2 - key id (the lake), or NONE (nobody)."""
+    out: Ints = _resolve(unchanged, previous, rows)
+    return out

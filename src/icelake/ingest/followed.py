@@ -1,0 +1,327 @@
+"""One table the applier follows: its Iceberg table, its key index, its load state, and what the running batch does to it.
+
+Changes are applied strictly: a change that contradicts what the lake holds (an insert of a key that is there, an update or
+delete of one that is not) raises Corrupt ``MIRROR_DIVERGED`` and nothing of the batch is committed. The only changes left
+out are those the load state rules out (docs/protocol.md, Load, join, repair).
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from icelake.errors import Corrupt
+from icelake.ingest import collapse
+from icelake.ingest.keyorder import key_text, sortable
+from icelake.model.load import Key, LoadState
+from icelake.model.marker import LOAD, Marker
+from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, LoadedTable, TableChange
+from icelake.sources.postgres.types import order
+from icelake.tables.key_index import KeyIndex
+from icelake.tables.keys import hash_keys
+from icelake.tables.rewrite import choose, rewrite
+from icelake.tables.table import Delta, Table
+
+LOAD_BYTES = 64 << 20
+"""Arrow bytes of loaded rows that become a data file at once."""
+
+
+class Followed:
+    """A followed table. Between commits ``delta`` is None; a batch fills it, and ``done`` or ``rollback`` ends it."""
+
+    def __init__(self, table: Table, index: KeyIndex) -> None:
+        self.table = table
+        self.index = index
+        self.relation = table.relation
+        self.id = table.id
+        self.order = order(self.relation)
+        self.load = LoadState.parse(table.metadata["properties"][LOAD])
+        self._next_load = self.load
+        self.delta: Delta | None = None
+        self.changes = 0
+
+    # ------------------------------------------------------------------------------------------------ changes
+
+    def apply(self, changes: ChangeSet) -> None:
+        """Add a chunk's changes to the running batch."""
+        self.changes += len(changes.op)
+        while True:
+            kind = self._admit(changes)
+            owed = self._apply(changes, kind)
+            if not owed:
+                return
+            # A row came here from a part of the table that is not loaded, with values that were not sent: nobody here has
+            # them. So its key is not loaded either: the row is read again from the source, later than this change.
+            self._next_load = self._next_load.forget(owed, self.order)
+
+    def _apply(self, changes: ChangeSet, kind: npt.NDArray[np.uint8]) -> list[Key]:
+        n = len(kind)
+        has_new = kind < DELETE
+        has_old = (kind == UPDATE) | (kind == DELETE)
+        names = list(self.relation.key)
+        hashes = np.concatenate([self._hash(changes.new.select(names)), self._hash(changes.old_key)])
+        ids, first = collapse.factorize(hashes, np.concatenate([has_new, has_old]))
+        new, old = ids[:n], ids[n:]
+        bad, net = collapse.follow(kind, old, new, len(first))
+        keys = hashes[first]
+        file_no, position, row_id = self.index.lookup(keys)
+        touched = net.expected != 255
+        wrong = touched & ((net.expected == collapse.PRESENT) != (file_no >= 0))
+        if bad >= 0 or wrong.any():
+            if bad < 0:
+                worst = int(np.flatnonzero(wrong)[0])
+                bad = int(np.flatnonzero((new == worst) | (old == worst))[0])
+            raise self._diverged(changes, bad)
+
+        live = np.flatnonzero(net.current >= 0)
+        rows = net.current[live]
+        gone = np.flatnonzero(net.expected == collapse.PRESENT)
+        delta = self._begin()
+
+        # Values that were not sent: from an earlier change of this chunk, or from the row in the lake.
+        sources = {name: collapse.resolve(mask, net.previous, rows) for name, mask in changes.unchanged.items()}
+        unknown = np.zeros(len(rows), np.bool_)
+        from_lake = np.zeros(len(rows), np.bool_)
+        for source in sources.values():
+            unknown |= source == collapse.NONE
+            from_lake |= source < collapse.NONE
+        if unknown.any():
+            return key_text(changes.new.select(names).take(rows[unknown]), self.relation.key_columns)
+        columns = list(changes.new.columns)
+        if from_lake.any():
+            wanted = np.flatnonzero(from_lake)
+            slot = np.full(len(rows), -1, np.int64)
+            slot[wanted] = np.arange(len(wanted))
+            base = net.origin[rows[wanted]]
+            stored = self.table.read(file_no[base], position[base], list(sources), delta=delta)
+        else:
+            stored = None
+        taken = []
+        for field, column in zip(changes.new.schema, columns, strict=True):
+            if field.name not in sources:
+                taken.append(column.take(rows))
+                continue
+            at = sources[field.name].copy()
+            if stored is not None:
+                lake = at < collapse.NONE
+                at[lake] = n + slot[lake]
+                column = pa.concat_arrays([column, *stored.column(field.name).chunks])
+            taken.append(column.take(at))
+        table = pa.RecordBatch.from_arrays(taken, schema=changes.new.schema)
+
+        row_ids = self._row_ids(net.origin[rows], file_no, position, row_id)
+        if net.truncated:
+            delta.truncate()
+            self.index.clear()
+        else:
+            if len(gone):
+                delta.delete(file_no[gone], position[gone])
+            dead = gone[net.current[gone] < 0]
+            if len(dead):
+                self.index.remove(keys[dead])
+        if len(rows):
+            self._append(table, keys[live], row_ids)
+        return []
+
+    def _admit(self, changes: ChangeSet) -> npt.NDArray[np.uint8]:
+        """The kind of each change once the load state had its say."""
+        intervals = self._next_load.intervals
+        op, commit_lsn = changes.op, changes.commit_lsn
+        truncates = commit_lsn[op == TRUNCATE]
+        loaded = [interval.lsn for interval in intervals if interval.lsn is not None]
+        if len(truncates) and loaded and min(loaded) <= int(truncates.max()) < max(loaded):
+            # Some ranges were read before the TRUNCATE and some after: the table is loaded again from the start.
+            self._begin().truncate()
+            self.index.clear()
+            self._next_load = LoadState()
+            return np.full(len(op), collapse.SKIP, np.uint8)
+        if len(intervals) == 1:
+            if intervals[0].lsn is None:
+                return np.full(len(op), collapse.SKIP, np.uint8)
+            return np.where(commit_lsn < np.uint64(intervals[0].lsn), np.uint8(collapse.SKIP), op)
+        bounds = [None if i.upper is None else (self.order(i.upper[0]), i.upper[1]) for i in intervals]
+        starts = np.array([np.iinfo(np.uint64).max if i.lsn is None else i.lsn for i in intervals], np.uint64)
+        new_ok = commit_lsn >= starts[self._interval(changes.new.select(list(self.relation.key)), bounds)]
+        old_ok = commit_lsn >= starts[self._interval(changes.old_key, bounds)]
+        kind = np.full(len(op), collapse.SKIP, np.uint8)
+        kind[(op == INSERT) & new_ok] = INSERT
+        kind[(op == DELETE) & old_ok] = DELETE
+        kind[(op == UPDATE) & old_ok & new_ok] = UPDATE
+        kind[(op == UPDATE) & old_ok & ~new_ok] = DELETE
+        kind[(op == UPDATE) & ~old_ok & new_ok] = INSERT
+        if loaded:
+            kind[(op == TRUNCATE) & (commit_lsn >= np.uint64(max(loaded)))] = TRUNCATE
+        return kind
+
+    @staticmethod
+    def _interval(keys: pa.RecordBatch, bounds: list[tuple[tuple[object, ...], int] | None]) -> npt.NDArray[np.int64]:
+        """The number of each key's interval. Rows without a key (nulls) get any number: their side is not looked at."""
+        out = np.zeros(keys.num_rows, np.int64)
+        inner = [bound for bound in bounds if bound is not None]
+        for row, key in enumerate(sortable(keys)):
+            if key[0] is None:
+                continue
+            low, high = 0, len(inner)
+            while low < high:
+                middle = (low + high) // 2
+                if inner[middle] < (key, 1):
+                    low = middle + 1
+                else:
+                    high = middle
+            out[row] = low
+        return out
+
+    # --------------------------------------------------------------------------------------------------- load
+
+    def load_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """Add rows read from the source to the running batch; how many."""
+        count = 0
+        names = list(self.relation.key)
+        for batch in _gathered(batches, LOAD_BYTES):
+            self._begin()
+            hashes = self._hash(batch.select(names))
+            file_no, _, _ = self.index.lookup(hashes)
+            _, first = collapse.factorize(hashes, np.ones(len(hashes), np.bool_))
+            if len(first) != len(hashes) or (file_no >= 0).any():
+                raise self._error("rows of a range that is being loaded are in the lake already, or came twice")
+            self._append(batch, hashes, np.full(len(hashes), -1, np.int64))
+            count += batch.num_rows
+        return count
+
+    def loaded_until(self, state: LoadState) -> None:
+        """The running batch brings the table to this load state."""
+        self._begin()
+        self._next_load = state
+
+    def whole_at(self, position: int) -> bool:
+        """Whether the table, with the running batch, is consistent with the others at ``position``."""
+        return self._next_load.complete and self._next_load.whole_from <= position
+
+    # ------------------------------------------------------------------------------------------------- commit
+
+    def prepare(self, marker: Marker) -> TableChange | None:
+        """The batch as this table's part of a commit at ``marker``; None if the batch leaves the table as it is."""
+        load = self._next_load.settled(marker.lsn)
+        if self.delta is None or (self.delta.is_empty and load == self.load):
+            return None
+        self._next_load = load
+        return self.delta.prepare(marker.summary(), {**marker.summary(), LOAD: load.dump()})
+
+    def done(self, loaded: LoadedTable) -> list[str]:
+        """The commit with this table's part in it succeeded. Files that were written on the way and are in no snapshot."""
+        assert self.delta is not None
+        unused = list(self.delta.unused)
+        self.table.adopt(loaded, self.delta)
+        self.load = self._next_load
+        self._end()
+        self.index.commit(self.table.snapshot_id, self.identities())
+        return unused
+
+    def idle(self) -> None:
+        """The batch left the table as it is."""
+        self.load = self._next_load
+        if self.delta is not None:
+            self.index.rollback()
+        self._end()
+
+    def rollback(self) -> list[str]:
+        """Forget the batch. The files it wrote, which nobody knows if it was never sent to the catalog."""
+        written = list(self.delta.written) if self.delta is not None else []
+        self._next_load = self.load
+        self.index.rollback()
+        self._end()
+        return written
+
+    def identities(self) -> dict[int, tuple[str, str | None]]:
+        """What the key index is stamped with: the live files and their deletion vectors."""
+        return {no: file.identity for no, file in self.table.files.items()}
+
+    # -------------------------------------------------------------------------------------------- compaction
+
+    def compact(self, marker: Marker) -> TableChange | None:
+        """A batch that only rewrites small or hollow files, or None if there is nothing worth it. Needs no running batch."""
+        chosen = choose(self.table)
+        if not chosen:
+            return None
+        delta, moved = rewrite(self.table, chosen)
+        self.delta = delta
+        self.index.put(self._hash(moved.keys), moved.file_no, moved.positions, moved.row_ids)
+        # A rewrite moves no source position: the marker below it in main's ancestry stays the one that counts.
+        return delta.prepare({"icelake.attempt": marker.attempt}, {})
+
+    # ------------------------------------------------------------------------------------------------ inside
+
+    def _begin(self) -> Delta:
+        if self.delta is None:
+            self.delta = self.table.delta()
+        return self.delta
+
+    def _end(self) -> None:
+        self.delta = None
+        self.changes = 0
+
+    def _hash(self, keys: pa.RecordBatch) -> npt.NDArray[np.uint64]:
+        return hash_keys(keys, self.index.seed)
+
+    def _append(self, rows: pa.RecordBatch, keys: npt.NDArray[np.uint64], row_ids: npt.NDArray[np.int64]) -> None:
+        explicit = row_ids if (row_ids >= 0).any() else None
+        done = 0
+        for no, start, count in self._begin().append(rows, explicit):
+            end = done + count
+            numbers = np.full(count, no, np.int32)
+            self.index.put(keys[done:end], numbers, np.arange(start, start + count, dtype=np.int64), row_ids[done:end])
+            done = end
+
+    def _row_ids(
+        self,
+        origin: npt.NDArray[np.int64],
+        file_no: npt.NDArray[np.int32],
+        position: npt.NDArray[np.int64],
+        row_id: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.int64]:
+        """The row ids that rows keep: -1 for new rows, and for rows whose only past is in this same commit."""
+        out = np.full(len(origin), -1, np.int64)
+        old = np.flatnonzero(origin >= 0)
+        base = origin[old]
+        out[old] = row_id[base]
+        derived = old[row_id[base] < 0]
+        base = origin[derived]
+        for no in np.unique(file_no[base]):
+            file = self.table.files.get(int(no))
+            if file is None:
+                continue
+            here = file_no[base] == no
+            out[derived[here]] = file.first_row_id + position[base[here]]
+        return out
+
+    def _diverged(self, changes: ChangeSet, row: int) -> Corrupt:
+        names = list(self.relation.key)
+        keys = changes.old_key if changes.op[row] == DELETE else changes.new.select(names)
+        verb = {INSERT: "inserts", UPDATE: "updates", DELETE: "deletes"}[int(changes.op[row])]
+        (key,) = keys.slice(row, 1).to_pylist()
+        return self._error(f"a change {verb} {key}, which does not fit what the lake holds")
+
+    def _error(self, what: str) -> Corrupt:
+        return Corrupt(
+            "MIRROR_DIVERGED",
+            f"{self.id}: {what}",
+            "a row was lost, doubled or changed by someone else",
+            f"nothing was committed; `icelake verify {self.id}` names the rows that differ",
+        )
+
+
+def _gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of about ``size`` bytes: small batches would make small files."""
+    held: list[pa.RecordBatch] = []
+    total = 0
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        held.append(batch)
+        total += batch.nbytes
+        if total >= size:
+            yield pa.concat_batches(held)  # type: ignore[attr-defined]
+            held, total = [], 0
+    if held:
+        yield pa.concat_batches(held)  # type: ignore[attr-defined]

@@ -1,0 +1,449 @@
+"""The lakehouse of a project: the only place that wires the rooms together.
+
+Everything a door can ask for is a method here. A ``Lakehouse`` may be opened by many processes at once; only the one that
+syncs a source holds that source's lock. Errors are those of ``icelake.errors``, unchanged.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+
+from icelake.catalog.store import SqliteCatalog
+from icelake.engines.duckdb import DuckDBEngine, TableAt
+from icelake.errors import NoSuchTable, ProjectError, Unreachable
+from icelake.ingest.applier import Applier, Progress, Settings
+from icelake.ingest.control import snapshot_of
+from icelake.model.ident import CONTROL_NAMESPACE, control_table
+from icelake.model.lsn import format_lsn, parse_lsn
+from icelake.model.marker import LOAD, LSN, SOURCE, Cut
+from icelake.model.relation import TableId
+from icelake.observe.clock import SystemChance, SystemClock
+from icelake.observe.desk import SqliteDesk
+from icelake.observe.faults import FaultPoint, fault_point, plant
+from icelake.ports import Json, LoadedTable
+from icelake.project import Project, SourceSettings, load_project
+from icelake.sources.postgres.doctor import check
+from icelake.sources.postgres.server import PostgresSource
+from icelake.storage.local import LocalStorage
+from icelake.tables.expire import Policy
+from icelake.tables.key_index import FolderFiles
+from icelake.tables.schema import relation_of
+from icelake.verify.run import AtDesk, InProcess, verify
+
+BUSY = 20.0
+"""Seconds to wait for another holder of our slot: a process that was killed, or one that this one has just fenced."""
+HOLD = 300.0
+"""Seconds an applier in this process may take to reach verify's LSN."""
+QUERY_LEASE = 600.0
+"""Seconds a query's snapshots are kept readable."""
+
+Report = Callable[[Progress, Json], None]
+"""Told of every step of a sync: what it did, and the status then."""
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """What a question is asked of: snapshots by table, and the cut they make (None if the question names one snapshot)."""
+
+    tables: Mapping[str, TableAt]
+    snapshots: Mapping[TableId, int]
+    cut: Cut | None
+
+
+class Lakehouse:
+    """See the module. ``open`` is how to get one."""
+
+    def __init__(self, project: Project, environment: Mapping[str, str] | None = None) -> None:
+        self.project = project
+        self._point: FaultPoint | None = fault_point(os.environ if environment is None else environment)
+        self._clock = SystemClock()
+        self._chance = SystemChance()
+        lake = project.lake
+        for folder in (lake, lake / "warehouse", lake / "index", lake / "desk", lake / "scratch"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._storage = plant("storage", LocalStorage(), self._point)
+        catalog = SqliteCatalog(str(lake / "catalog.db"), str(lake / "warehouse"), self._storage, self._clock, self._chance)
+        self._catalog = plant("catalog", catalog, self._point)
+
+    @staticmethod
+    def open(path: Path | str = ".", profile: str | None = None) -> "Lakehouse":
+        """The lakehouse of the project in a folder (or of an icelake.toml). Raises ProjectError."""
+        return Lakehouse(load_project(Path(path), profile))
+
+    def close(self) -> None:
+        self._catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -------------------------------------------------------------------------------------------------- sync
+
+    def sync(
+        self,
+        *,
+        source: str | None = None,
+        until: str = "now",
+        follow: bool = False,
+        stop: threading.Event | None = None,
+        report: Report | None = None,
+        patience: float = 60.0,
+    ) -> Json:
+        """Bring the tables to the source's position ``until`` (an LSN, or ``now``), or ``follow`` it until ``stop`` is set.
+
+        Temporary trouble is waited out: for ever when following, else ``patience`` seconds. Gives the last status.
+        """
+        settings = self._source_settings(source)
+        desk = self._desk(settings.name)
+        with desk.own(settings.name), self._applier(settings, desk) as applier:
+            return self._run(applier, settings, desk, None if follow else until, stop, report, patience)
+
+    def _run(
+        self,
+        applier: Applier,
+        settings: SourceSettings,
+        desk: SqliteDesk,
+        until: str | None,
+        stop: threading.Event | None = None,
+        report: Report | None = None,
+        patience: float = 60.0,
+    ) -> Json:
+        """Step the applier until its position is ``until``, or (None) until ``stop`` is set."""
+        target: int | None = None
+        began = last_good = self._clock.monotonic()
+        totals = {"changes": 0, "rows_loaded": 0, "transactions": 0, "commits": 0}
+        while True:
+            progress = applier.step(0.5)
+            now = self._clock.monotonic()
+            totals["changes"] += progress.changes
+            totals["rows_loaded"] += progress.rows
+            totals["transactions"] += progress.transactions
+            totals["commits"] += progress.kind == "commit"
+            status = {**applier.status(), **totals, "seconds": round(now - began, 3)}
+            if progress.error is not None:
+                status["error"] = str(progress.error)
+                if until is not None and now - last_good > patience:
+                    raise progress.error
+            else:
+                last_good = now
+            if progress.kind in ("commit", "load", "retry"):
+                desk.report(status)
+            if report is not None:
+                report(progress, status)
+            if until is not None and target is None and applier.running:
+                target = self._target(settings, until)
+                applier.run_to(target)
+            if target is not None and applier.position >= target and not applier.loading:
+                return status
+            if stop is not None and stop.is_set():
+                return status
+
+    def _target(self, settings: SourceSettings, until: str) -> int:
+        if until == "now":
+            return self._source(settings).current_lsn()
+        try:
+            return parse_lsn(until)
+        except ValueError as error:
+            raise ProjectError("BAD_LSN", f"--until {until}", str(error), "give an LSN such as 0/16B3748, or `now`") from error
+
+    @contextmanager
+    def _applier(self, settings: SourceSettings, desk: SqliteDesk) -> Iterator[Applier]:
+        commit = self.project.commit
+        index = self.project.lake / "index"
+        applier = Applier(
+            settings.name,
+            plant("source", self._source(settings), self._point),
+            self._catalog,
+            self._storage,
+            self._clock,
+            self._chance,
+            desk,
+            lambda table: plant("index", FolderFiles(index / f"{table.namespace}.{table.name}"), self._point),
+            settings.tables,
+            settings.exclude,
+            Settings(
+                commit_interval=commit.interval_ms / 1000,
+                retention=self._retention(),
+            ),
+        )
+        try:
+            yield applier
+        finally:
+            applier.close()
+
+    def _retention(self) -> Policy:
+        retention = self.project.retention
+        tiers = [(int(retention.keep_all * 1000), 0), *((int(t.until * 1000), int(t.every * 1000)) for t in retention.thin)]
+        return Policy(tuple(tiers))
+
+    def _source(self, settings: SourceSettings) -> PostgresSource:
+        return PostgresSource(settings.dsn.reveal(), settings.name, busy_seconds=BUSY)
+
+    def _desk(self, source: str) -> SqliteDesk:
+        return SqliteDesk(self.project.lake / "desk" / f"{source}.db")
+
+    def _source_settings(self, name: str | None) -> SourceSettings:
+        sources = self.project.sources
+        if name is None:
+            if len(sources) == 1:
+                return next(iter(sources.values()))
+            raise ProjectError("SOURCE_WANTED", "which source?", f"the project has {len(sources)}", f"name one of: {', '.join(sources)}")
+        if name not in sources:
+            raise ProjectError("NO_SUCH_SOURCE", f"no source {name!r}", "", f"the project has: {', '.join(sources) or 'none'}")
+        return sources[name]
+
+    # -------------------------------------------------------------------------------------------------- read
+
+    def query(self, sql: str, at: str | None = None) -> pa.Table:
+        """Ask DuckDB at one point in time (``resolve`` says how it is named); the whole answer."""
+        where = self.resolve(at)
+        lease = self._catalog.lease(f"query {os.getpid()}", where.snapshots, QUERY_LEASE) if where.snapshots else None
+        try:
+            with DuckDBEngine(
+                [self.project.lake / "warehouse"],
+                memory_limit=self.project.query.memory_limit,
+                scratch=self.project.lake / "scratch",
+            ) as engine:
+                return engine.query(sql, where.tables)
+        finally:
+            if lease is not None:
+                self._catalog.release(lease.id)
+
+    def resolve(self, at: str | None) -> At:
+        """``at``: None (the last cut), an LSN (the last cut <= it), a time (the last cut of commits until then), a cut's or a
+        table's snapshot id. Every source's tables are taken at that source's cut. Raises ProjectError if there is none."""
+        tables: dict[str, TableAt] = {}
+        snapshots: dict[TableId, int] = {}
+        found: Cut | None = None
+        for source in self.project.sources:
+            cuts = self._cuts(source)
+            cut = _choose(cuts, at) if cuts else None
+            if cut is None:
+                continue
+            found = cut
+            for table, loaded in self._mirrors(source):
+                snapshot = cut.tables.get(str(table))
+                if snapshot is not None:
+                    tables[str(table)] = (loaded.metadata_location, snapshot)
+                    snapshots[table] = snapshot
+        if found is None and at is not None:
+            named = self._by_snapshot(at)
+            if named is None:
+                raise ProjectError(
+                    "NO_SUCH_POINT",
+                    f"nothing in the lake is known as --at {at}",
+                    "it is older than the oldest cut that is kept, or not the name of a cut, snapshot, LSN or time",
+                    "`icelake cuts` lists the cuts",
+                )
+            return named
+        return At(tables, snapshots, found)
+
+    def _by_snapshot(self, at: str) -> At | None:
+        if not at.isdigit():
+            return None
+        for source in self.project.sources:
+            for table, loaded in self._mirrors(source):
+                if any(snapshot["snapshot-id"] == int(at) for snapshot in loaded.metadata["snapshots"]):
+                    return At({str(table): (loaded.metadata_location, int(at))}, {table: int(at)}, None)
+        return None
+
+    def _cuts(self, source: str) -> list[Cut]:
+        """The source's cuts that have tables, oldest first."""
+        try:
+            metadata = self._catalog.load(control_table(source)).metadata
+        except NoSuchTable:
+            return []
+        cuts = [Cut.read(snapshot) for snapshot in metadata["snapshots"]]
+        return [cut for cut in cuts if cut.tables]
+
+    def _mirrors(self, source: str) -> list[tuple[TableId, LoadedTable]]:
+        try:
+            ident = self._catalog.load(control_table(source)).metadata["properties"][SOURCE]
+        except NoSuchTable:
+            return []
+        loaded = [(table, self._catalog.load(table)) for table in self._catalog.tables() if table.namespace != CONTROL_NAMESPACE]
+        return [(table, one) for table, one in loaded if one.metadata["properties"].get(SOURCE) == ident]
+
+    def cuts(self) -> list[Json]:
+        """The cuts that are kept, newest first."""
+        return [
+            {
+                "source": source,
+                "cut": cut.id,
+                "lsn": format_lsn(cut.lsn),
+                "commit_time": _time(cut.commit_time / 1e6) if cut.commit_time else None,
+                "made": _time(cut.made_ms / 1e3),
+                "epoch": cut.epoch,
+                "tables": dict(cut.tables),
+            }
+            for source in self.project.sources
+            for cut in reversed(self._cuts(source))
+        ]
+
+    def tables(self) -> list[Json]:
+        """Each mirror: rows, files and bytes at its head, and how far it is."""
+        out: list[Json] = []
+        for source in self.project.sources:
+            cuts = self._cuts(source)
+            for table, loaded in self._mirrors(source):
+                out.append(self._table(source, table, loaded, cuts[-1] if cuts else None))
+        return sorted(out, key=lambda table: table["name"])
+
+    def table(self, name: str) -> Json:
+        """One mirror in detail: columns with their PostgreSQL types, key, snapshots. Raises ProjectError."""
+        names = {}
+        for source in self.project.sources:
+            cuts = self._cuts(source)
+            for table, loaded in self._mirrors(source):
+                names[str(table)] = (source, table, loaded, cuts[-1] if cuts else None)
+        found = names.get(name) or names.get(f"public.{name}")
+        if found is None:
+            raise ProjectError("NO_SUCH_TABLE", f"the lake has no table {name}", "", f"it has: {', '.join(sorted(names)) or 'none'}")
+        loaded = found[2]
+        relation = relation_of(loaded.metadata)
+        return {
+            **self._table(*found),
+            "key": list(relation.key),
+            "columns": [
+                {"name": c.name, "type": c.iceberg, "postgres": c.pg_type, "attnum": c.attnum, "nullable": c.nullable}
+                for c in relation.columns
+            ],
+            "snapshots_kept": [
+                {
+                    "snapshot": snapshot["snapshot-id"],
+                    "made": _time(snapshot["timestamp-ms"] / 1e3),
+                    "operation": snapshot["summary"]["operation"],
+                    "lsn": snapshot["summary"].get(LSN),
+                }
+                for snapshot in reversed(loaded.metadata["snapshots"])
+            ],
+        }
+
+    def _table(self, source: str, table: TableId, loaded: LoadedTable, cut: Cut | None) -> Json:
+        metadata = loaded.metadata
+        head = snapshot_of(metadata)
+        summary = head["summary"] if head else {}
+        in_cut = cut is not None and str(table) in cut.tables
+        return {
+            "name": str(table),
+            "source": source,
+            "rows": int(summary.get("total-records", 0)) - int(summary.get("total-position-deletes", 0)),
+            "files": int(summary.get("total-data-files", 0)),
+            "delete_files": int(summary.get("total-delete-files", 0)),
+            "bytes": int(summary.get("total-files-size", 0)),
+            "snapshots": len(metadata["snapshots"]),
+            "snapshot": head["snapshot-id"] if head else None,
+            "lsn": format_lsn(cut.lsn) if cut and in_cut else None,
+            "changed": _time(head["timestamp-ms"] / 1e3) if head else None,
+            "state": "following" if in_cut else "loading",
+            "load": metadata["properties"].get(LOAD) if not in_cut else None,
+            "location": metadata["location"],
+            "metadata": loaded.metadata_location,
+        }
+
+    def status(self) -> Json:
+        """Each source: who syncs it, how far the lake is and how far behind."""
+        out = []
+        for settings in self.project.sources.values():
+            desk = self._desk(settings.name)
+            cuts = self._cuts(settings.name)
+            cut = cuts[-1] if cuts else None
+            entry: Json = {
+                "source": settings.name,
+                "position": format_lsn(cut.lsn) if cut else None,
+                "cut": cut.id if cut else None,
+                "epoch": cut.epoch if cut else None,
+                "tables": len(self._mirrors(settings.name)),
+                "tables_in_cut": len(cut.tables) if cut else 0,
+                "applier": desk.latest_report(),
+            }
+            try:
+                here = self._source(settings).current_lsn()
+                entry["source_lsn"] = format_lsn(here)
+                entry["lag_bytes"] = max(0, here - cut.lsn) if cut else None
+                entry["reachable"] = True
+            except Unreachable as error:
+                entry["reachable"] = False
+                entry["error"] = error.what
+            out.append(entry)
+        return {"project": self.project.name, "profile": self.project.profile, "sources": out}
+
+    # ------------------------------------------------------------------------------------------------ verify
+
+    def verify(self, tables: Sequence[str] = (), *, source: str | None = None, report: Callable[[Json], None] | None = None) -> Json:
+        """Prove that the lake equals the source at one LSN. With no applier running, the tables are first brought there."""
+        settings = self._source_settings(source)
+        desk = self._desk(settings.name)
+        if desk.owner() is not None:
+            return self._verify(settings, tables, AtDesk(desk, self._catalog), report)
+        with desk.own(settings.name), self._applier(settings, desk) as applier:
+            self._run(applier, settings, desk, "now")
+            return self._verify(settings, tables, InProcess(lambda lsn: self._bring(applier, desk, lsn), self._catalog), report)
+
+    def _verify(
+        self, settings: SourceSettings, tables: Sequence[str], handshake: AtDesk | InProcess, report: Callable[[Json], None] | None
+    ) -> Json:
+        return verify(settings.dsn.reveal(), self._catalog, tables, handshake, report=report, scratch=self.project.lake / "scratch")
+
+    def _bring(self, applier: Applier, desk: SqliteDesk, lsn: int) -> int:
+        """The id of a cut on exactly the commits before ``lsn``, made by stepping the applier of this process."""
+        request = desk.request_hold(HOLD)
+        desk.set_hold_lsn(request, lsn)
+        while True:
+            progress = applier.step(0.1)
+            state = desk.hold_state(request)
+            if state.state == "answered":
+                assert state.cut_id is not None and state.lease_id is not None
+                self._catalog.release(state.lease_id)
+                return state.cut_id
+            if state.state not in ("wanted", "granted"):
+                raise progress.error or Unreachable(
+                    "SOURCE_SILENT",
+                    f"the source did not send its changes up to {format_lsn(lsn)} within {HOLD:g} s",
+                    "",
+                    "look at `icelake status`; then try again",
+                )
+
+    # ------------------------------------------------------------------------------------------------ doctor
+
+    def doctor(self) -> list[Json]:
+        """What is missing or unsafe, with the statement that mends it."""
+        findings: list[Json] = []
+        for settings in self.project.sources.values():
+            findings.extend({"source": settings.name, **asdict(finding)} for finding in check(settings.dsn.reveal(), settings.tables))
+        return findings
+
+
+def _choose(cuts: Sequence[Cut], at: str | None) -> Cut | None:
+    """The cut ``at`` names, or None. ``cuts``: oldest first, at least one."""
+    if at is None:
+        return cuts[-1]
+    if at.isdigit():
+        return next((cut for cut in cuts if cut.id == int(at)), None)
+    try:
+        lsn = parse_lsn(at)
+    except ValueError:
+        pass
+    else:
+        return next((cut for cut in reversed(cuts) if cut.lsn <= lsn), None)
+    try:
+        moment = datetime.fromisoformat(at)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.astimezone()
+    micros = int(moment.timestamp() * 1e6)
+    return next((cut for cut in reversed(cuts) if cut.commit_time <= micros), None)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

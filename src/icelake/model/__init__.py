@@ -1,0 +1,1 @@
+"""What the words mean: positions, relations, markers, cuts, load state. No I/O; standard library only."""

@@ -1,0 +1,129 @@
+"""Load state: which key ranges of a table are in the lake, and from which LSN on each follows the stream.
+
+The key space is cut into consecutive intervals, each named by its upper bound. An interval is loaded at a consistent point L,
+or not loaded yet. A streamed change to a key is admitted only if its interval is loaded and its commit LSN is >= L
+(docs/protocol.md, Load, join, repair). A bound is ``(key, 1)`` "through key" or ``(key, 0)`` "just before key", so a single
+key can be an interval of its own: that is how one row is repaired. The last bound is always None: the end of the key space.
+Keys are tuples of PostgreSQL's text for each key column; ordering them is the caller's business (``order``).
+"""
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from icelake.model.lsn import format_lsn, parse_lsn
+
+Key = tuple[str, ...]
+Bound = tuple[Key, int]
+Order = Callable[[Key], Any]
+"""Maps a key to something Python orders as the source orders the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    upper: Bound | None
+    lsn: int | None
+    """The consistent point L it was read at; None: not loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadState:
+    """Consecutive intervals in key order, the last with ``upper=None``. Immutable; every change gives a new one."""
+
+    intervals: tuple[Interval, ...] = (Interval(None, None),)
+
+    @property
+    def complete(self) -> bool:
+        return all(interval.lsn is not None for interval in self.intervals)
+
+    @property
+    def whole_from(self) -> int:
+        """The first position at which the table is consistent with others: the largest L. Needs ``complete``."""
+        return max(interval.lsn or 0 for interval in self.intervals)
+
+    def next_missing(self) -> tuple[Bound | None, Bound | None] | None:
+        """(lower, upper) of the first interval that is not loaded, or None. ``lower`` None: the start of the key space."""
+        lower: Bound | None = None
+        for interval in self.intervals:
+            if interval.lsn is None:
+                return lower, interval.upper
+            lower = interval.upper
+        return None
+
+    def loaded(self, lower: Bound | None, upper: Bound | None, lsn: int) -> "LoadState":
+        """The first part of a missing interval, from ``lower`` to ``upper``, is now in the lake as of ``lsn``."""
+        out: list[Interval] = []
+        previous: Bound | None = None
+        done = False
+        for interval in self.intervals:
+            if not done and previous == lower and interval.lsn is None:
+                out.append(Interval(upper, lsn))
+                if upper != interval.upper:
+                    out.append(interval)
+                done = True
+            else:
+                out.append(interval)
+            previous = interval.upper
+        if not done:
+            raise ValueError(f"no missing interval starts at {lower}")
+        return LoadState(tuple(out))
+
+    def forget(self, keys: Sequence[Key], order: Order) -> "LoadState":
+        """Make each key an interval of its own that is not loaded: its row will be read again from the source."""
+        intervals = list(self.intervals)
+        for key in keys:
+            at = self._find(intervals, key, order)
+            whole = intervals[at]
+            if whole.lsn is None:
+                continue
+            before = intervals[at - 1].upper if at else None
+            parts = [Interval((key, 0), whole.lsn), Interval((key, 1), None), whole]
+            if before == (key, 0):
+                parts = parts[1:]
+            if whole.upper == (key, 1):
+                parts = parts[:-1]
+            intervals[at : at + 1] = parts
+        return LoadState(tuple(intervals))
+
+    def settled(self, position: int) -> "LoadState":
+        """Join neighbours whose L the stream has passed: their L no longer decides anything."""
+        out: list[Interval] = []
+        for interval in self.intervals:
+            settled = interval.lsn is not None and interval.lsn <= position
+            if settled and out and out[-1].lsn is not None and out[-1].lsn <= position:
+                out[-1] = Interval(interval.upper, max(out[-1].lsn, interval.lsn or 0))
+            else:
+                out.append(interval)
+        return LoadState(tuple(out))
+
+    def find(self, key: Key, order: Order) -> int:
+        """The number of the interval that holds ``key``."""
+        return self._find(self.intervals, key, order)
+
+    @staticmethod
+    def _find(intervals: Sequence[Interval], key: Key, order: Order) -> int:
+        # (key, 1) is the smallest bound that includes the key: the first bound >= it ends the key's interval.
+        inner = [interval.upper for interval in intervals if interval.upper is not None]
+        return bisect_left(inner, (order(key), 1), key=lambda bound: (order(bound[0]), bound[1]))
+
+    def dump(self) -> str:
+        """JSON for the table property ``icelake.load``."""
+        return json.dumps(
+            [
+                [list(i.upper[0]) if i.upper else None, i.upper[1] if i.upper else None, None if i.lsn is None else format_lsn(i.lsn)]
+                for i in self.intervals
+            ],
+            separators=(",", ":"),
+        )
+
+    @staticmethod
+    def parse(text: str) -> "LoadState":
+        """The inverse of ``dump``. Raises ValueError or TypeError on anything else."""
+        return LoadState(
+            tuple(
+                Interval(None if key is None else (tuple(key), flag), None if lsn is None else parse_lsn(lsn))
+                for key, flag, lsn in json.loads(text)
+            )
+        )

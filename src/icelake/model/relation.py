@@ -1,0 +1,87 @@
+"""A source table as the lake knows it: columns by attnum, a key, and what it is called on both sides.
+
+``Column.iceberg`` is the Iceberg primitive type as the spec spells it: ``boolean int long float double decimal(P,S) string
+binary date time timestamp timestamptz uuid``.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. ``attnum`` is its identity (a rename keeps it); ``pg_type`` is ``format_type()``'s text."""
+
+    name: str
+    attnum: int
+    type_oid: int
+    typmod: int
+    pg_type: str
+    iceberg: str
+    nullable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TableId:
+    """A table in the catalog: ``namespace.name``; for mirrors these are the PostgreSQL schema and table names."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A source table that can be mirrored. ``key`` holds names of columns, in key order; never empty here."""
+
+    oid: int
+    schema: str
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    key_is_ordered: bool = True
+    """Whether the source's order of the key can be reproduced exactly here, so the table can be loaded in ranges."""
+
+    @property
+    def id(self) -> TableId:
+        return TableId(self.schema, self.name)
+
+    @property
+    def key_columns(self) -> tuple[Column, ...]:
+        by_name = {column.name: column for column in self.columns}
+        return tuple(by_name[name] for name in self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A source table that cannot be mirrored, and why. ``code`` is an error code of ``icelake.errors``."""
+
+    schema: str
+    name: str
+    code: str
+    why: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """Which server this is (IDENTIFY_SYSTEM): the system identifier never changes, the timeline does at a promotion."""
+
+    system_id: str
+    timeline: int
+    database: str
+    version: int = field(default=0)
+    """server_version_num"""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """A replication slot as pg_replication_slots shows it. ``lost`` covers wal_status=lost and any invalidation_reason."""
+
+    name: str
+    plugin: str
+    database: str
+    active_pid: int | None
+    confirmed_flush_lsn: int
+    lost: str | None

@@ -1,0 +1,78 @@
+"""What a project is once its file has been checked: frozen values, nothing left to doubt. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from icelake.project.secret import Secret
+
+Reader = Literal["duckdb", "flink", "pyiceberg", "spark", "trino"]
+ValuePolicy = Literal["stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """A PostgreSQL database. ``tables`` and ``exclude`` hold ``schema.name`` or ``schema.*``."""
+
+    name: str
+    dsn: Secret
+    tables: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableSettings:
+    """``readers``: the engines that must be able to read the table. ``on_value_error``: what a value out of contract does."""
+
+    readers: tuple[Reader, ...]
+    on_value_error: ValuePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSettings:
+    """A commit is made every ``interval_ms``, or sooner once ``batch_mb`` MiB of changes wait."""
+
+    interval_ms: int
+    batch_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class Thinning:
+    """Of the snapshots not older than ``until`` seconds, one is kept per ``every`` seconds."""
+
+    every: int
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionSettings:
+    """All snapshots and cuts younger than ``keep_all`` seconds stay; older ones thin by ``thin``, in order of age, and then go.
+
+    Ages grow, steps grow, and every step divides the next.
+    """
+
+    keep_all: int
+    thin: tuple[Thinning, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySettings:
+    """``memory_limit`` is DuckDB's: a number with a unit, as in ``512MB``."""
+
+    memory_limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """``file`` is the icelake.toml; ``lake`` the folder of everything IceLake writes, absolute."""
+
+    file: Path
+    name: str
+    profile: str
+    lake: Path
+    sources: Mapping[str, SourceSettings]
+    tables: Mapping[str, TableSettings]
+    commit: CommitSettings
+    retention: RetentionSettings
+    query: QuerySettings

@@ -1,0 +1,438 @@
+"""A PostgreSQL database as ``ports.Source``: who it is, what its tables are, its publication and slot, and ranges of its rows.
+
+Promises: a range is read exactly as of the consistent point it names; the publication and the slot are made once and never
+replaced; every session is short and bounded by time-outs except the reading of a range. Never writes to a user's table, never
+drops anything but the slot it is asked to drop, never publishes a table whose updates or deletes would then fail for its owner.
+Fails with the errors of ``session.explain``.
+"""
+
+import secrets
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+
+import psycopg
+import pyarrow as pa
+from psycopg import pq, sql
+
+from icelake.errors import Gap, Refused, Unreachable
+from icelake.model.load import Bound
+from icelake.model.lsn import format_lsn, parse_lsn
+from icelake.model.relation import Refusal, Relation, SlotState, SourceIdentity, TableId
+from icelake.ports import RangeEnd, RangeRead
+from icelake.sources.postgres import schema
+from icelake.sources.postgres.copy_text import decode_copy, last_line
+from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
+from icelake.sources.postgres.stream import PgStream, slot_in_use
+from icelake.sources.postgres.types import NUMERIC
+
+_BLOCK = 1 << 22
+"""Bytes of COPY text decoded at once."""
+
+
+class PostgresSource:
+    """Implements ``ports.Source`` over psycopg. Holds no connection between calls.
+
+    ``slot_seconds``: how long to wait for running transactions before giving up making a slot, and for another walsender to
+    let go of ours. ``buffer_bytes``: how much of the stream is received ahead.
+    """
+
+    def __init__(
+        self, dsn: str, name: str = "source", *, slot_seconds: float = 60.0, busy_seconds: float = 5.0, buffer_bytes: int = 1 << 26
+    ) -> None:
+        self.dsn = dsn
+        self.name = name
+        self.slot_seconds = slot_seconds
+        self.busy_seconds = busy_seconds
+        self.buffer_bytes = buffer_bytes
+
+    def identify(self) -> SourceIdentity:
+        with session(self.dsn, "cannot identify the server", replication=True) as server:
+            system_id, timeline, _, database = run(server, "IDENTIFY_SYSTEM")[0]
+            return SourceIdentity(str(system_id), int(timeline), str(database), server.info.server_version)
+
+    def current_lsn(self) -> int:
+        """Every commit acknowledged to a client before this call ends before this position (it is flushed)."""
+        with session(self.dsn, "cannot ask for the position") as server:
+            return parse_lsn(str(run(server, "select pg_catalog.pg_current_wal_flush_lsn()")[0][0]))
+
+    # ------------------------------------------------------------------------------------------------- tables, publication
+
+    def describe(self, tables: Sequence[str]) -> Sequence[Relation | Refusal]:
+        with session(self.dsn, "cannot look up the tables") as server:
+            return schema.describe(server, tables)
+
+    def publish(self, publication: str, relations: Sequence[Relation]) -> None:
+        """See ``ports.Source.publish``. Raises Refused NOT_TABLE_OWNER / PUBLICATION_CHANGED, UnsupportedTable."""
+        with session(self.dsn, "cannot publish the tables") as server:
+            there = _published(server, publication)
+            missing = [relation for relation in relations if there is None or relation.id not in there]
+            if there is not None and not missing:
+                return
+            for relation in missing:
+                schema.must_be(relation, schema.describe_oid(server, relation.oid), "cannot be published")
+            name = sql.Identifier(publication)
+            listed = sql.SQL("TABLE ") + sql.SQL(", ").join(sql.SQL("ONLY {}").format(_table(relation)) for relation in missing)
+            if there is None:
+                statement = sql.SQL("CREATE PUBLICATION {} {} WITH (publish = 'insert, update, delete, truncate')").format(
+                    name, sql.SQL("FOR ") + listed if missing else sql.SQL("")
+                )
+            else:
+                statement = sql.SQL("ALTER PUBLICATION {} ADD {}").format(name, listed)
+            try:
+                run(server, statement)
+            except psycopg.errors.DuplicateObject:
+                # Somebody was faster with the same: what matters is what is there now.
+                now = _published(server, publication)
+                if now is None or not {relation.id for relation in relations} <= now:
+                    raise
+            except psycopg.errors.InsufficientPrivilege as error:
+                role = schema.quoted(server.info.user)
+                raise Refused(
+                    "NOT_TABLE_OWNER",
+                    f"cannot publish {', '.join(str(relation.id) for relation in missing)}",
+                    f"{error.diag.message_primary}: only its owner may publish a table, and a publication needs CREATE on the database",
+                    f"GRANT CREATE ON DATABASE {schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE … OWNER TO {role}; "
+                    f"or have the owner run: {statement.as_string(server)};",
+                ) from None
+
+    def published(self, publication: str) -> frozenset[TableId]:
+        with session(self.dsn, "cannot look up the publication") as server:
+            there = _published(server, publication)
+        if there is None:
+            raise Refused(
+                "PUBLICATION_CHANGED",
+                f"publication {publication} is gone",
+                "changes made while it was gone were never sent",
+                "load the tables again: what was missed cannot be told",
+            )
+        return there
+
+    # ---------------------------------------------------------------------------------------------------------------- slot
+
+    def slot(self, name: str) -> SlotState | None:
+        with session(self.dsn, "cannot look up the slot") as server:
+            return _slot(server, name)
+
+    def create_slot(self, name: str) -> int:
+        """See ``ports.Source.create_slot``. Raises Refused SLOT_EXISTS / WAL_LEVEL / NO_REPLICATION_PRIVILEGE and Unreachable
+        SLOT_WAITS_FOR_TRANSACTION / NO_FREE_SLOT / NO_FREE_WALSENDER."""
+        with session(self.dsn, f"cannot make slot {name}", replication=True) as server:
+            # A slot that follows a failover costs nothing where there is no standby.
+            options = "(SNAPSHOT 'nothing', FAILOVER true)" if server.info.server_version >= 170000 else "NOEXPORT_SNAPSHOT"
+            try:
+                return self._make_slot(server, name, f"LOGICAL pgoutput {options}")[0]
+            except Refused as refused:
+                if refused.code == "SOURCE_ERROR" and self.slot(name) is not None:
+                    raise Refused("SLOT_EXISTS", f"slot {name} exists already", refused.why, "use it, or drop it first") from None
+                raise
+
+    def drop_slot(self, name: str) -> None:
+        """A slot that is not there is fine. Raises Refused SLOT_IN_USE."""
+        with session(self.dsn, f"cannot drop slot {name}") as server:
+            try:
+                run(server, "select pg_catalog.pg_drop_replication_slot(%s)", [name])
+            except psycopg.errors.UndefinedObject:
+                return
+            except psycopg.errors.ObjectInUse as error:
+                raise slot_in_use(name, str(error.diag.message_primary)) from None
+
+    def _make_slot(self, server: Connection, name: str, how: str) -> tuple[int, str]:
+        """(consistent point, name of the exported snapshot or ''). Bounded: PostgreSQL waits for every running transaction."""
+        pgconn = server.pgconn
+        deadline = time.monotonic() + self.slot_seconds
+        pgconn.send_query(f"CREATE_REPLICATION_SLOT {schema.quoted(name)} {how}".encode())
+        waited_out, blocking = False, ""
+        while pgconn.is_busy():
+            if not readable(pgconn.socket, deadline - time.monotonic()):
+                if waited_out:
+                    raise Unreachable("SOURCE_UNREACHABLE", f"cannot make slot {name}", "the server does not answer", "it is tried again")
+                waited_out, blocking = True, _who_blocks(self.dsn, pgconn.backend_pid)
+                server.cancel_safe(timeout=5)
+                deadline = time.monotonic() + 10
+                continue
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.TUPLES_OK:
+            point, snapshot = result.get_value(0, 1), result.get_value(0, 2)
+            assert point is not None
+            return parse_lsn(point.decode()), (snapshot or b"").decode()
+        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode() if result is not None else ""
+        said = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode() if result is not None else ""
+        if waited_out:
+            raise Unreachable(
+                "SLOT_WAITS_FOR_TRANSACTION",
+                f"a replication slot could not be made within {self.slot_seconds:g} s",
+                f"PostgreSQL first waits for every running transaction to end: {blocking}",
+                "it is tried again; end the transaction, or SELECT pg_terminate_backend(pid)",
+            )
+        raise explain_state(state, said, self.dsn, "cannot make a replication slot")
+
+    # -------------------------------------------------------------------------------------------------------------- stream
+
+    def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation]) -> PgStream:
+        """See ``ports.Source.stream``. Raises Gap SLOT_MISSING / SLOT_LOST / SLOT_AHEAD, Refused SLOT_IN_USE /
+        PUBLICATION_CHANGED, UnsupportedTable when a table is not what the lake holds."""
+        held = {relation.oid: relation for relation in relations}
+        unpublished = {relation.id for relation in relations} - self.published(publication)
+        if unpublished:
+            raise Refused(
+                "PUBLICATION_CHANGED",
+                f"publication {publication} no longer holds {', '.join(sorted(map(str, unpublished)))}",
+                "changes made while a table was out of it were never sent",
+                "load these tables again: what was missed cannot be told",
+            )
+        deadline = time.monotonic() + self.busy_seconds
+        while True:
+            # A walsender outlives its client by a moment.
+            state = self.slot(slot)
+            if state is None:
+                raise Gap(
+                    "SLOT_MISSING", f"slot {slot} does not exist", "it was dropped, or the server was replaced", "load the tables again"
+                )
+            if state.lost is not None:
+                raise Gap(
+                    "SLOT_LOST",
+                    f"slot {slot} is lost",
+                    state.lost,
+                    "load the tables again; raise max_slot_wal_keep_size so it does not happen again",
+                )
+            try:
+                stream = PgStream(self.dsn, slot, publication, start, held, buffer_bytes=self.buffer_bytes)
+                break
+            except Refused as refused:
+                if refused.code != "SLOT_IN_USE" or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+        # Only now, with the slot ours, can nobody move it any more; PostgreSQL itself would silently start further on.
+        try:
+            state = self.slot(slot)
+            if state is None or state.confirmed_flush_lsn > start:
+                moved = format_lsn(state.confirmed_flush_lsn) if state else "gone"
+                raise Gap(
+                    "SLOT_AHEAD",
+                    f"slot {slot} has moved past what the lake holds",
+                    f"the slot is at {moved}, the lake at {format_lsn(start)}: somebody else confirmed what lies between",
+                    "load the tables again: what was missed cannot be told",
+                )
+        except BaseException:
+            stream.close()
+            raise
+        stream.receive()
+        return stream
+
+    # --------------------------------------------------------------------------------------------------------------- ranges
+
+    def read_range(self, relation: Relation, lower: Bound | None, upper: Bound | None, limit: int) -> "RangeReading":
+        return RangeReading(self, relation, lower, upper, limit)
+
+    def exported_snapshot(self, held: ExitStack) -> tuple[int, Connection]:
+        """(consistent point L, a session reading exactly what was committed before L). The session lives as long as ``held``.
+
+        The slot and its walsender are given back at once: the snapshot holds what it needs by itself.
+        """
+        reader = held.enter_context(closing(connect(self.dsn, statement_seconds=0)))
+        with session(self.dsn, "cannot take a snapshot", replication=True) as server:
+            name = f"icelake_read_{secrets.token_hex(8)}"
+            lsn, snapshot = self._make_slot(server, name, "TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
+            run(reader, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            run(reader, sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        return lsn, reader
+
+
+class RangeReading:
+    """The context manager of ``read_range``: enter it to get the snapshot, leave it to let the snapshot go."""
+
+    def __init__(self, source: PostgresSource, relation: Relation, lower: Bound | None, upper: Bound | None, limit: int) -> None:
+        if not relation.key_is_ordered and not _single(lower, upper) and (lower is not None or upper is not None):
+            raise ValueError(f"{relation.id} is read whole or by single keys: the order of its key is not known here")
+        self._source = source
+        self._relation = relation
+        self._lower = lower
+        self._upper = upper
+        self._limit = limit if relation.key_is_ordered else None
+        self._held = ExitStack()
+
+    def __enter__(self) -> RangeRead:
+        doing = f"cannot read {self._relation.id}"
+        try:
+            lsn, reader = self._source.exported_snapshot(self._held)
+            self._check(reader)
+            end = RangeEnd()
+            rows = self._held.enter_context(closing(self._rows(reader, end)))
+            return RangeRead(lsn, rows, end)
+        except psycopg.Error as error:
+            self._held.close()
+            raise explain(error, self._source.dsn, doing) from error
+        except BaseException:
+            self._held.close()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self._held.close()
+
+    def _check(self, reader: Connection) -> None:
+        """The table is still what the lake holds, and its rows are the snapshot's.
+
+        TRUNCATE and rewriting ALTERs are not MVCC-safe (PostgreSQL documentation, 13.6): a snapshot taken before one would see
+        an empty table. From the lock on there can be none; whether there was one shows in the file the snapshot knows.
+        """
+        relation = self._relation
+        found = run(reader, "select relfilenode from pg_catalog.pg_class where oid = %s", [relation.oid])
+        try:
+            run(reader, sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(_table(relation)))
+        except psycopg.errors.UndefinedTable:
+            found = []
+        if not found:
+            schema.must_be(relation, None, "cannot be read")
+        # Not by the reader: its catalog is that of the snapshot, while COPY goes by today's.
+        with session(self._source.dsn, f"cannot look up {relation.id}") as today:
+            schema.must_be(relation, schema.describe_oid(today, relation.oid), "cannot be read")
+        now = run(reader, "select pg_catalog.pg_relation_filenode(%s::oid)", [relation.oid])
+        if found[0][0] != now[0][0]:
+            raise Unreachable(
+                "TABLE_REWRITTEN",
+                f"cannot read {relation.id} as of the snapshot just taken",
+                "it was truncated or rewritten in that moment",
+                "it is tried again",
+            )
+
+    def _rows(self, reader: Connection, end: RangeEnd) -> Generator[pa.RecordBatch, None, None]:
+        relation = self._relation
+        statement = range_query(relation, self._lower, self._upper, self._limit)
+        count, last = 0, b""
+        try:
+            with reader.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(statement)) as copy:
+                lines: list[bytes | bytearray | memoryview] = []
+                size = 0
+                for line in copy:
+                    lines.append(line)
+                    size += len(line)
+                    if size >= _BLOCK:
+                        count, last = count + len(lines), bytes(lines[-1])
+                        yield decode_copy(b"".join(lines), relation.columns, str(relation.id))
+                        lines, size = [], 0
+                if lines:
+                    count, last = count + len(lines), bytes(lines[-1])
+                    yield decode_copy(b"".join(lines), relation.columns, str(relation.id))
+        except psycopg.Error as error:
+            raise explain(error, self._source.dsn, f"cannot read {relation.id}") from error
+        if self._limit is None or count < self._limit:
+            end.bound = self._upper
+            return
+        texts = dict(zip((column.name for column in relation.columns), last_line(last, len(relation.columns)), strict=True))
+        end.bound = tuple(texts[name] or "" for name in relation.key), 1
+
+
+def range_query(relation: Relation, lower: Bound | None, upper: Bound | None, limit: int | None) -> sql.Composed:
+    """The SELECT of a range, in key order if ``limit`` is given. Its text form is what pgoutput prints: no cast in the list."""
+    key = relation.key_columns
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in key)
+    conditions: list[sql.Composable] = []
+    for bound, after, before in ((lower, ">", ">="), (upper, "<=", "<")):
+        if bound is None:
+            continue
+        # Bare literals: PostgreSQL reads each as the type of the column it is compared with.
+        values = sql.SQL(", ").join(sql.Literal(text) for text in bound[0])
+        conditions.append(sql.SQL("ROW({}) {} ROW({})").format(names, sql.SQL(after if bound[1] else before), values))
+    if lower is not None and upper is not None and _single(lower, upper):
+        # 1.0 and 1.00 are equal numerics, but not the same key: the lake keeps their text.
+        conditions += [
+            sql.SQL("{}::text = {}").format(sql.Identifier(column.name), sql.Literal(text))
+            for text, column in zip(lower[0], key, strict=True)
+            if column.type_oid == NUMERIC and column.iceberg == "string"
+        ]
+    query = sql.SQL("SELECT {} FROM ONLY {}").format(
+        sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns), _table(relation)
+    )
+    if conditions:
+        query += sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions)
+    if limit is not None:
+        query += sql.SQL(" ORDER BY {} LIMIT {}").format(names, sql.Literal(limit))
+    return query
+
+
+def _table(relation: Relation) -> sql.Identifier:
+    return sql.Identifier(relation.schema, relation.name)
+
+
+def _single(lower: Bound | None, upper: Bound | None) -> bool:
+    return lower is not None and upper is not None and lower[0] == upper[0]
+
+
+def _published(server: Connection, publication: str) -> frozenset[TableId] | None:
+    """Its tables; None if there is no such publication. Raises Refused if it does not send every change whole."""
+    found = run(
+        server,
+        """
+        select p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate, p.pubviaroot,
+               coalesce(to_jsonb(p) ->> 'pubgencols', 'n') <> 'n',
+               exists (select from pg_catalog.pg_publication_rel r where r.prpubid = p.oid
+                       and (to_jsonb(r) ->> 'prqual' is not null or to_jsonb(r) ->> 'prattrs' is not null))
+        from pg_catalog.pg_publication p where p.pubname = %s""",
+        [publication],
+    )
+    if not found:
+        return None
+    every_operation, via_root, generated, filtered = found[0]
+    wrong = [
+        text
+        for is_so, text in (
+            (not every_operation, "it does not publish all of insert, update, delete, truncate"),
+            (via_root, "publish_via_partition_root is on"),
+            (generated, "it publishes generated columns"),
+            (filtered, "it has a row filter or a column list"),
+        )
+        if is_so
+    ]
+    if wrong:
+        raise Refused(
+            "PUBLICATION_CHANGED",
+            f"publication {publication} does not send every change",
+            "; ".join(wrong),
+            f"DROP PUBLICATION {schema.quoted(publication)};  and load the tables again: what was missed cannot be told",
+        )
+    rows = run(server, "select schemaname, tablename from pg_catalog.pg_publication_tables where pubname = %s", [publication])
+    return frozenset(TableId(str(namespace), str(name)) for namespace, name in rows)
+
+
+def _slot(server: Connection, name: str) -> SlotState | None:
+    found = run(
+        server,
+        """
+        select s.slot_name, coalesce(s.plugin, ''), coalesce(s.database, ''), s.active_pid, s.confirmed_flush_lsn,
+               coalesce(to_jsonb(s) ->> 'invalidation_reason',
+                        case when s.wal_status = 'lost' then 'its WAL was removed (max_slot_wal_keep_size)' end,
+                        case when to_jsonb(s) ->> 'conflicting' = 'true' then 'it conflicted with recovery' end)
+        from pg_catalog.pg_replication_slots s where s.slot_name = %s""",
+        [name],
+    )
+    if not found:
+        return None
+    slot_name, plugin, database, active_pid, confirmed, lost = found[0]
+    return SlotState(slot_name, plugin, database, active_pid, parse_lsn(confirmed) if confirmed else 0, lost)
+
+
+def _who_blocks(dsn: str, pid: int) -> str:
+    """Who keeps ``pid`` waiting. pg_locks shows everybody's; other sessions' details need pg_read_all_stats."""
+    with session(dsn, "cannot look up running transactions") as server:
+        rows = run(
+            server,
+            """
+            select l.pid, p.gid, a.usename::text, a.application_name, a.state,
+                   extract(epoch from clock_timestamp() - coalesce(a.xact_start, p.prepared))::bigint
+            from pg_catalog.pg_locks l
+            left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+            left join pg_catalog.pg_prepared_xacts p on p.transaction = l.transactionid
+            where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and l.pid is distinct from %(pid)s
+              and l.transactionid in (select w.transactionid from pg_catalog.pg_locks w where w.pid = %(pid)s and not w.granted)""",
+            {"pid": pid},
+        )
+    found = [
+        (f"pid {blocker}" if blocker else f"prepared transaction {gid!r}")
+        + (f" of {user}" if user else "")
+        + (f" ({application or 'no application name'}, {state})" if state else "")
+        + (f", running for {seconds} s" if seconds is not None else "")
+        for blocker, gid, user, application, state, seconds in rows
+    ]
+    return "; ".join(found) or "it ended just now"

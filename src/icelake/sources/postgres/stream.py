@@ -1,0 +1,506 @@
+"""A running START_REPLICATION as ``ports.Stream``: received ahead into a bounded buffer by a thread, decoded when taken.
+
+Promises: transactions come whole and in commit order; the server is told of nothing but what was confirmed; memory is bounded by the
+buffer whatever the size of a transaction, because the server waits while it is full. Never confirms on its own, never hands over a
+change of a relation that is not exactly what the lake holds. Changes of tables the lake does not hold are dropped. Fails from
+``wait`` and ``take``: Unreachable (connection gone), Gap (slot lost), Refused (publication gone), UnsupportedTable, Corrupt; after a
+failure the stream is over. Source: PostgreSQL documentation, 54.4 (Streaming Replication Protocol), 54.9 (Message Formats).
+"""
+
+import os
+import select
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import pq, sql
+
+from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable
+from icelake.model.lsn import format_lsn
+from icelake.model.relation import Relation
+from icelake.ports import Chunk
+from icelake.sources.postgres import schema
+from icelake.sources.postgres.pgoutput import Decoder, RelationMessage
+from icelake.sources.postgres.session import connect, explain, explain_state, readable, run, session
+
+_XLOG_DATA, _KEEPALIVE = ord("w"), ord("k")
+_BEGIN, _COMMIT, _RELATION, _TRUNCATE, _TYPE = (ord(letter) for letter in "BCRTY")
+_ROW_CHANGES = frozenset(b"IUD")
+_HEADER = 25
+"""XLogData: 'w', start and end of WAL, clock; the pgoutput message follows."""
+_BATCH = 1 << 18
+"""Bytes the receiver gathers before it hands them to the buffer."""
+_REPLY_PAUSE = 0.05
+"""Seconds between answers to a server that keeps asking."""
+_SHUTDOWN_REQUESTS = 100
+"""A server that shuts down asks again at every answer until everything it sent is confirmed: this often, we let it go."""
+_POSTGRES_EPOCH = 946_684_800
+_LSN = struct.Struct(">Q")
+_FRAME = struct.Struct("<I")
+_STATUS = struct.Struct(">cQQQqB")
+
+
+def slot_in_use(slot: str, said: str) -> Refused:
+    return Refused(
+        "SLOT_IN_USE",
+        f"slot {slot} is in use",
+        said,
+        "another icelake, or a connection that has not noticed its end, holds it: stop it, or SELECT pg_terminate_backend(pid)",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Transaction:
+    """A complete one in the buffer. ``commit_lsn`` is where its commit record starts, ``end`` the byte after its last frame."""
+
+    commit_lsn: int
+    end_lsn: int
+    end: int
+
+
+class PgStream:
+    """Implements ``ports.Stream``. Made by ``PostgresSource.stream``; owns its connection and its thread.
+
+    Offsets count bytes since the stream began. All fields below the lock are shared with the receiver and change under it.
+    """
+
+    def __init__(
+        self, dsn: str, slot: str, publication: str, start: int, held: Mapping[int, Relation], *, buffer_bytes: int = 1 << 26
+    ) -> None:
+        """Start replication; nothing is received, and nothing told to the server, before ``receive``."""
+        self._dsn = dsn
+        self._slot = slot
+        self._publication = publication
+        self._start = start
+        self._held = held
+        self._held_names = {relation.id for relation in held.values()}
+        self._capacity = buffer_bytes
+        self._decoder = Decoder(self._agree)
+        self._connection = connect(dsn, replication=True, statement_seconds=0, lock_seconds=0)
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_out, False)
+        os.set_blocking(self._wake_in, False)
+        self._thread: threading.Thread | None = None
+        self._seen = 0
+
+        # Known to the receiver alone.
+        self._begun: int | None = None
+        self._skipping = False
+        self._skipped_relations: list[bytes] = []
+        self._foreign: set[int] = set()
+        self._publication_gone = ""
+        self._reply_due = False
+        self._requests = 0
+        self._requested_at = 0.0
+        self._told_at = 0.0
+
+        self._changed = threading.Condition()
+        self.buffered = 0
+        self.complete = start
+        self.server_lsn = start
+        self._buffer = bytearray()
+        self._taken = 0
+        self._transactions: deque[_Transaction] = deque()
+        self._frame_ends: deque[int] = deque()
+        self._open_lsn: int | None = None
+        self._confirmed = 0
+        self._confirmed_told = 0
+        self._asked = False
+        self._news = 0
+        self._failure: BaseException | None = None
+        self._closing = False
+        try:
+            self._begin()
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self) -> None:
+        timeout_ms = int(run(self._connection, "select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")[0][0])
+        self._every = min(10.0, timeout_ms / 3000) if timeout_ms else 10.0
+        self._connection.add_notice_handler(self._noticed)
+        named = sql.Literal(schema.quoted(self._publication)).as_string()
+        pgconn = self._connection.pgconn
+        try:
+            pgconn.send_query(
+                f"START_REPLICATION SLOT {schema.quoted(self._slot)} LOGICAL {format_lsn(self._start)} "
+                f"(proto_version '1', publication_names {named}, messages 'false')".encode()
+            )
+            while pgconn.is_busy():
+                if not readable(pgconn.socket, 60):
+                    raise Unreachable("SOURCE_UNREACHABLE", "replication did not start", "the server does not answer", "it is tried again")
+                pgconn.consume_input()
+            result = pgconn.get_result()
+        except psycopg.Error as error:
+            raise explain(error, self._dsn, "cannot start replication") from error
+        if result is None or result.status != pq.ExecStatus.COPY_BOTH:
+            raise self._ended(result, starting=True)
+        pgconn.nonblocking = 1
+
+    def receive(self) -> None:
+        """Begin to receive."""
+        self._thread = threading.Thread(target=self._run, name=f"receive {self._slot}", daemon=True)
+        self._thread.start()
+
+    # -------------------------------------------------------------------------------------------------- the applier's side
+
+    def wait(self, timeout: float) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._news != self._seen or self._failure is not None, timeout)
+            if self._failure is not None:
+                raise self._failure
+            came, self._seen = self._news != self._seen, self._news
+            return came
+
+    def take(self, *, before: int | None = None, max_bytes: int = 1 << 25) -> Chunk | None:
+        with self._changed:
+            end = self._end_of_take(before, max_bytes)
+            if end is None:
+                if self._failure is not None:
+                    raise self._failure
+                return None
+            size = end - self._taken
+            if size == len(self._buffer):
+                frames, self._buffer = self._buffer, bytearray()
+            else:
+                frames = self._buffer[:size]
+                del self._buffer[:size]
+            self._taken = end
+            self.buffered = len(self._buffer)
+            while self._transactions and self._transactions[0].end <= end:
+                self._transactions.popleft()
+            while self._frame_ends and self._frame_ends[0] <= end:
+                self._frame_ends.popleft()
+        self._wake()
+        try:
+            return self._decoder.decode(memoryview(frames))
+        except BaseException as error:
+            # These frames are gone from the buffer: going on would lose them.
+            with self._changed:
+                self._failure = error
+                self._buffer.clear()
+                self._transactions.clear()
+                self._frame_ends.clear()
+                self._open_lsn = None
+            raise
+
+    def _end_of_take(self, before: int | None, max_bytes: int) -> int | None:
+        """Where to cut: after as many whole transactions as fit, else inside the first one, else nowhere."""
+        limit = self._taken + max_bytes
+        end: int | None = None
+        for transaction in self._transactions:
+            if (before is not None and transaction.commit_lsn >= before) or transaction.end > limit:
+                break
+            end = transaction.end
+        if end is not None:
+            return end
+        if self._transactions:
+            first_lsn, large = self._transactions[0].commit_lsn, True
+        elif self._open_lsn is not None:
+            first_lsn, large = self._open_lsn, len(self._buffer) >= min(max_bytes, self._capacity)
+        else:
+            return None
+        if not large or (before is not None and first_lsn >= before):
+            return None
+        for frame_end in self._frame_ends:
+            if end is not None and frame_end > limit:
+                break
+            end = frame_end
+        assert end is not None  # what is buffered ends with a frame
+        return min(end, self._transactions[0].end) if self._transactions else end
+
+    def blocked(self, before: int) -> bool:
+        with self._changed:
+            if self._transactions:
+                return self._transactions[0].commit_lsn >= before
+            if self._open_lsn is not None:
+                return self._open_lsn >= before
+            return self.server_lsn >= before
+
+    def ask(self) -> None:
+        self._asked = True
+        self._wake()
+
+    def confirm(self, lsn: int) -> None:
+        self._confirmed = max(self._confirmed, lsn)
+        self._wake()
+
+    def close(self) -> None:
+        """Tell the server what was confirmed last, end replication, give the slot back. Takes about a second at worst."""
+        self._closing = True
+        if self._thread is not None:
+            self._wake()
+            self._thread.join()
+            self._thread = None
+        self._release()
+
+    def _release(self) -> None:
+        self._connection.close()
+        if self._wake_in >= 0:
+            os.close(self._wake_in)
+            os.close(self._wake_out)
+            self._wake_in = self._wake_out = -1
+
+    def _wake(self) -> None:
+        if self._wake_in < 0:
+            return  # closed: nobody is there to be woken
+        try:
+            os.write(self._wake_in, b"x")
+        except BlockingIOError:
+            return  # it has been woken often enough already
+
+    # ------------------------------------------------------------------------------------------------- the receiver's side
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except psycopg.Error as error:
+            self._fail(explain(error, self._dsn, "the replication connection broke"))
+        except BaseException as error:  # noqa: BLE001 - it is raised again from wait() and take()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        # At once, not when the caller closes: a server that shuts down waits for us.
+        self._connection.close()
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def _loop(self) -> None:
+        pgconn = self._connection.pgconn
+        woken, ready = select.poll(), select.poll()
+        woken.register(self._wake_out, select.POLLIN)
+        ready.register(self._wake_out, select.POLLIN)
+        ready.register(pgconn.socket, select.POLLIN)
+        more = True
+        while not self._closing:
+            seconds = self._tell()
+            full = self.buffered >= self._capacity
+            if full:
+                woken.poll(seconds * 1000)
+            elif not more:
+                ready.poll(seconds * 1000)
+            self._drain_wake()
+            if not full:
+                more = self._pull()
+        self._end()
+
+    def _drain_wake(self) -> None:
+        try:
+            os.read(self._wake_out, 4096)
+        except BlockingIOError:
+            return
+
+    def _tell(self, now_at_least: bool = False) -> float:
+        """A standby status update, if one is due: the confirmed position and nothing else. Returns seconds until the next is due."""
+        now = time.monotonic()
+        due = self._told_at + (_REPLY_PAUSE if self._reply_due else self._every)
+        if not (now_at_least or self._asked or self._confirmed != self._confirmed_told or now >= due):
+            self._connection.pgconn.flush()
+            return due - now
+        asked, self._asked = self._asked, False
+        lsn = self._confirmed_told = self._confirmed
+        clock = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
+        self._connection.pgconn.put_copy_data(_STATUS.pack(b"r", lsn, lsn, lsn, clock, asked))
+        self._connection.pgconn.flush()
+        self._told_at, self._reply_due = now, False
+        return self._every
+
+    def _requested(self) -> None:
+        """The server wants an answer. Now and then that is a sign of life; at every answer again, it is shutting down."""
+        now = time.monotonic()
+        self._requests = self._requests + 1 if now < self._requested_at + 1 else 1
+        self._requested_at, self._reply_due = now, True
+        if self._requests > _SHUTDOWN_REQUESTS:
+            raise Unreachable(
+                "SOURCE_SHUTTING_DOWN",
+                "PostgreSQL is shutting down",
+                "it waits until everything it sent is confirmed, which took too long",
+                "it is tried again when the server is back; nothing is lost",
+            )
+
+    def _pull(self) -> bool:
+        """Receive what is there, a batch at most. True if there may be more at once."""
+        pgconn = self._connection.pgconn
+        pgconn.consume_input()
+        get, frame = pgconn.get_copy_data, _FRAME.pack
+        batch = bytearray()
+        done: list[_Transaction] = []
+        base = self._taken_and_buffered()
+        begun, complete, server_lsn = self._begun, self.complete, self.server_lsn
+        news = 0
+        while len(batch) < _BATCH:
+            size, data = get(1)
+            if size <= 0:
+                break
+            news += 1
+            if data[0] != _XLOG_DATA:
+                if data[0] == _KEEPALIVE:
+                    position = _LSN.unpack_from(data, 1)[0]
+                    # Inside a transaction nothing is promised about its own commit.
+                    server_lsn = max(server_lsn, position if begun is None else min(position, begun))
+                    if data[17] == 1:
+                        self._requested()
+                    continue
+                raise Corrupt("STREAM_CORRUPT", f"unknown replication message {bytes(data[:1])!r}", "", "report this")
+            message = data[_HEADER:]
+            kind = message[0]
+            if kind == _BEGIN:
+                begun = _LSN.unpack_from(message, 1)[0]
+                self._skipping = begun < self._start
+            elif kind == _RELATION:
+                self._announced(message)
+            if self._foreign or self._skipping or self._skipped_relations:
+                kept = self._kept(kind, message)
+            else:
+                kept = (message,)
+            for part in kept:
+                batch += frame(len(part))
+                batch += part
+            if kind == _COMMIT:
+                end_lsn = _LSN.unpack_from(message, 10)[0]
+                if begun is None:
+                    raise Corrupt("STREAM_CORRUPT", f"a commit at {format_lsn(end_lsn)} without a begin", "", "report this")
+                if not self._skipping:
+                    done.append(_Transaction(begun, end_lsn, base + len(batch)))
+                    complete = max(complete, end_lsn)
+                server_lsn = max(server_lsn, end_lsn)
+                begun, self._skipping = None, False
+        self._begun = begun
+        ended = None
+        if size < 0:
+            ended = self._ended(pgconn.get_result())
+        if self._publication_gone:
+            # What came after the warning may lack changes: none of this batch is handed over.
+            ended = Refused(
+                "PUBLICATION_CHANGED",
+                f"publication {self._publication} is gone",
+                self._publication_gone,
+                "load the tables again: changes made while it was gone were never sent",
+            )
+            batch, done = bytearray(), []
+        with self._changed:
+            if self._failure is None and not (self._publication_gone and ended):
+                self._buffer += batch
+                self.buffered = len(self._buffer)
+                if batch:
+                    self._frame_ends.append(base + len(batch))
+                self._transactions += done
+                self._open_lsn = None if self._skipping else begun
+                self.complete, self.server_lsn = complete, server_lsn
+            if news:
+                self._news += news
+                self._changed.notify_all()
+        if ended is not None:
+            raise ended
+        return size > 0
+
+    def _taken_and_buffered(self) -> int:
+        with self._changed:
+            return self._taken + len(self._buffer)
+
+    def _announced(self, message: memoryview) -> None:
+        """A relation message: note a table the lake does not hold. One that bears the name of a held table is not let pass so."""
+        oid = int.from_bytes(message[1:5], "big")
+        if oid in self._held:
+            return
+        namespace, name, _ = bytes(message[5:]).split(b"\0", 2)
+        called = (namespace.decode() or "pg_catalog", name.decode())
+        if not any((table.namespace, table.name) == called for table in self._held_names):
+            self._foreign.add(oid)
+
+    def _kept(self, kind: int, message: memoryview) -> tuple[bytes | memoryview, ...]:
+        """The frames to keep of a message while something is to be left out."""
+        if self._skipping:
+            # The server tells a relation once a session, so it must not be lost with a transaction the lake holds already.
+            if kind in (_RELATION, _TYPE):
+                self._skipped_relations.append(bytes(message))
+            return ()
+        if kind == _BEGIN and self._skipped_relations:
+            kept, self._skipped_relations = tuple(self._skipped_relations), []
+            return (message, *kept)
+        if not self._foreign:
+            return (message,)
+        if kind == _RELATION or kind in _ROW_CHANGES:
+            return () if int.from_bytes(message[1:5], "big") in self._foreign else (message,)
+        if kind == _TRUNCATE:
+            oids = [oid for (oid,) in struct.iter_unpack(">I", message[6:]) if oid not in self._foreign]
+            return (struct.pack(f">cIB{len(oids)}I", b"T", len(oids), message[5], *oids),) if oids else ()
+        return (message,)
+
+    def _noticed(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        # PostgreSQL 18 goes on without a publication that is gone, with this warning (object_not_in_prerequisite_state).
+        said = diagnostic.message_primary or ""
+        if diagnostic.sqlstate == "55000" and self._publication in said:
+            self._publication_gone = said
+
+    def _ended(self, result: pq.abc.PGresult | None, *, starting: bool = False) -> IcelakeError:
+        """Why the server ended replication, or would not start it."""
+        field = pq.DiagnosticField
+        state = (result.error_field(field.SQLSTATE) or b"").decode() if result is not None else ""
+        said = (result.error_field(field.MESSAGE_PRIMARY) or b"").decode() if result is not None else ""
+        if state == "55006":
+            return slot_in_use(self._slot, said)
+        if state == "42704" and starting:
+            return Gap("SLOT_MISSING", f"slot {self._slot} does not exist", said, "load the tables again")
+        if state == "42704":
+            return Refused(
+                "PUBLICATION_CHANGED",
+                f"publication {self._publication} is gone",
+                said,
+                "load the tables again: changes made while it was gone were never sent",
+            )
+        return explain_state(state, said or "the server ended the stream", self._dsn, "replication stopped")
+
+    def _end(self) -> None:
+        """End politely, so the last confirmation is read and the slot is free when this returns; but do not wait for long."""
+        pgconn = self._connection.pgconn
+        self._tell(now_at_least=True)
+        pgconn.put_copy_end(None)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            pgconn.flush()
+            size, _ = pgconn.get_copy_data(1)
+            if size < 0:
+                while time.monotonic() < deadline and pgconn.is_busy():
+                    readable(pgconn.socket, 0.1)
+                    pgconn.consume_input()
+                return
+            if size == 0:
+                readable(pgconn.socket, 0.1)
+                pgconn.consume_input()
+
+    # ----------------------------------------------------------------------------------------------------------- relations
+
+    def _agree(self, message: RelationMessage) -> Relation:
+        """The relation the lake holds for a relation message. Raises UnsupportedTable unless message, catalog and lake agree.
+
+        The message has no attnums, so they come from pg_attribute now, and count only if names and types are the message's.
+        """
+        with session(self._dsn, "cannot look up a table") as server:
+            now = schema.describe_oid(server, message.oid)
+        by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
+        held = self._held.get(message.oid) or by_name[message.schema, message.name]
+        doing = "cannot be followed"
+        schema.must_be(held, now, doing)
+        schema.raise_if_changed(held, _disagreement(held, message), doing)
+        return held
+
+
+def _disagreement(held: Relation, message: RelationMessage) -> list[str]:
+    """How a relation message differs from the relation (which is the catalog's, too): then it is of the table's past."""
+    told = [(column.name, column.type_oid, column.typmod) for column in message.columns]
+    here = [(column.name, column.type_oid, column.typmod) for column in sorted(held.columns, key=lambda column: column.attnum)]
+    if (message.schema, message.name) != (held.schema, held.name):
+        return [f"it was called {message.schema}.{message.name} when the change was made"]
+    if told != here:
+        return [f"when the change was made its columns were {', '.join(name for name, _, _ in told)}, of other names or types"]
+    if message.replica_identity not in ("d", "f"):
+        return ["when the change was made its replica identity was neither DEFAULT nor FULL"]
+    if message.replica_identity == "d" and {column.name for column in message.columns if column.key} != set(held.key):
+        return ["when the change was made it had another primary key"]
+    return []

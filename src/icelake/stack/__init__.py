@@ -1,0 +1,1 @@
+"""Services as supervised processes on this machine. Nothing started here outlives the process that started it."""

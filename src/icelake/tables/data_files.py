@@ -1,0 +1,322 @@
+"""Data files: rows as Parquet with the column metrics Iceberg plans by, and rows back from them.
+
+Promises field ids on every column, Parquet types as the spec maps them (Iceberg spec, Appendix A, Parquet), and bounds that
+hold (Appendix D, single-value serialization): strings and binaries cut to 16 with the upper bound rounded up, NaN never in a
+bound, zeros bounded by -0.0 and 0.0. Columns are found by field id, so a rename does not matter. Reading raises Corrupt when
+a file is not the one its manifest entry describes; writing raises Corrupt on a null where the schema has none.
+"""
+
+import decimal
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from icelake.errors import Corrupt
+from icelake.ports import Storage
+from icelake.tables.manifests import DATA, Record
+from icelake.tables.schema import field_id
+
+TARGET_BYTES = 128 << 20
+"""Arrow bytes of one data file, about."""
+TARGET_ROWS = 4 << 20
+_GROUP_BYTES = 16 << 20
+"""Arrow bytes of one row group, about: small enough to fetch a few wide values without reading much else."""
+_GROUP_ROWS = 1 << 17
+_SAMPLE = 2048
+_BOUND_LENGTH = 16
+"""Characters of a string bound, bytes of a binary one."""
+_FOOTERS = 256
+
+_I32, _I64, _F32, _F64 = Struct("<i"), Struct("<q"), Struct("<f"), Struct("<d")
+_EXACT = decimal.Context(prec=80)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A data file that is not stored yet: its bytes, its manifest record without a path, its own footer."""
+
+    data: pa.Buffer
+    record: Record
+    footer: pq.FileMetaData
+
+
+def in_file(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, extra: Sequence[Any] = ()) -> pa.Table:
+    """``rows`` (columns in the order of ``schema``) and ``extra`` columns after them, in the types of a data file."""
+    arrays: list[Any] = []
+    for field, column in zip(schema, [*rows.columns, *extra], strict=True):
+        if column.type != field.type:
+            column = _as_uuid(column) if field.type == pa.uuid() else column.cast(field.type)
+        if not field.nullable and column.null_count:
+            raise Corrupt(
+                "NULL_IN_REQUIRED",
+                f"column {field.name!r} got {column.null_count} null values but is NOT NULL",
+                "the source sent a row without a key, or the column's constraint changed",
+                "nothing was committed; check the table's definition in PostgreSQL",
+            )
+        arrays.append(column)
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
+    """``table`` (in a file schema) as Parquet. ``types``: Iceberg types of its leading columns, those that get metrics."""
+    out = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        out,
+        row_group_size=_group_rows(table),
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=_repetitive(table),
+        store_decimal_as_integer=True,
+        store_schema=False,
+    )
+    data = out.getvalue()
+    footer = pq.ParquetFile(pa.BufferReader(data)).metadata
+    ids = [field_id(field) for field in table.schema]
+    sizes = dict.fromkeys(ids, 0)
+    splits = []
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        for place, ident in enumerate(ids):
+            chunk = group.column(place)
+            sizes[ident] += chunk.total_compressed_size
+            if not place:
+                splits.append(chunk.dictionary_page_offset or chunk.data_page_offset)
+    values, nulls, nans, lowers, uppers = [], [], [], [], []
+    for ident, kind, column in zip(ids, types, table.columns, strict=False):
+        values.append({"key": ident, "value": table.num_rows})
+        nulls.append({"key": ident, "value": column.null_count})
+        if kind in ("float", "double"):
+            nans.append({"key": ident, "value": _nans(column)})
+        lower, upper = bounds(column, kind)
+        if lower is not None:
+            lowers.append({"key": ident, "value": lower})
+        if upper is not None:
+            uppers.append({"key": ident, "value": upper})
+    record = {
+        "content": DATA,
+        "file_format": "PARQUET",
+        "partition": {},
+        "record_count": table.num_rows,
+        "file_size_in_bytes": data.size,
+        "column_sizes": [{"key": ident, "value": size} for ident, size in sizes.items()],
+        "value_counts": values,
+        "null_value_counts": nulls,
+        "nan_value_counts": nans,
+        "lower_bounds": lowers,
+        "upper_bounds": uppers,
+        "split_offsets": splits,
+    }
+    return Encoded(data, record, footer)
+
+
+def _group_rows(table: pa.Table) -> int:
+    if table.num_rows <= 1024:
+        return 1024
+    width = max(1, table.nbytes // table.num_rows)
+    return int(min(_GROUP_ROWS, max(1024, _GROUP_BYTES // width)))
+
+
+def _repetitive(table: pa.Table) -> Any:
+    # Dictionaries pay only where values repeat; in small files and on keys they cost time and space.
+    if table.num_rows < _SAMPLE:
+        return False
+    names = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    return [name for name in names if _distinct(table.column(name).slice(0, _SAMPLE)) <= _SAMPLE // 16] or False
+
+
+def _chunked(chunks: Any, kind: Any) -> Any:
+    return pa.chunked_array(chunks, kind)
+
+
+def _nans(column: Any) -> int:
+    count: Any = pc.sum(pc.is_nan(column).cast(pa.int64())).as_py()
+    return count or 0
+
+
+def _distinct(column: Any) -> int:
+    return int(pc.count_distinct(column).as_py())
+
+
+def _as_uuid(column: Any) -> Any:
+    if isinstance(column, pa.ChunkedArray):
+        chunks: list[Any] = [pa.ExtensionArray.from_storage(pa.uuid(), chunk.cast(pa.binary(16))) for chunk in column.chunks]
+        return _chunked(chunks, pa.uuid())
+    return pa.ExtensionArray.from_storage(pa.uuid(), column.cast(pa.binary(16)))
+
+
+# --------------------------------------------------------------------------------------------------------------- bounds
+
+
+def bounds(column: Any, kind: str) -> tuple[bytes | None, bytes | None]:
+    """(lower, upper) of a column of Iceberg type ``kind``, serialized; None where there is none to give.
+
+    uuid has none: engines disagree on the order of uuids (Java compares them signed), so a bound could hide rows.
+    """
+    if kind == "uuid" or column.null_count == len(column):
+        return None, None
+    found = pc.min_max(column)
+    low, high = found["min"], found["max"]
+    if kind in ("int", "date"):
+        return _I32.pack(_number(low)), _I32.pack(_number(high))
+    if kind in ("long", "time", "timestamp", "timestamptz"):
+        return _I64.pack(_number(low)), _I64.pack(_number(high))
+    if kind in ("float", "double"):
+        pack = (_F32 if kind == "float" else _F64).pack
+        smallest, largest = low.as_py(), high.as_py()
+        if smallest != smallest:
+            # Arrow skips NaN unless there is nothing else.
+            return None, None
+        return pack(smallest or -0.0), pack(largest or 0.0)
+    if kind == "boolean":
+        return bytes([low.as_py()]), bytes([high.as_py()])
+    if kind == "string":
+        return _cut(low.as_py()).encode(), _round_up(high.as_py())
+    if kind == "binary":
+        return low.as_py()[:_BOUND_LENGTH], _round_up_binary(high.as_py())
+    scale = column.type.scale
+    return _unscaled(low.as_py(), scale), _unscaled(high.as_py(), scale)
+
+
+def _number(scalar: Any) -> int:
+    # .value, because as_py() refuses dates and timestamps outside the years of Python's datetime.
+    value = scalar.value if hasattr(scalar, "value") else scalar.as_py()
+    return int(value)
+
+
+def _unscaled(value: decimal.Decimal, scale: int) -> bytes:
+    number = int(value.scaleb(scale, _EXACT))
+    length = (number if number >= 0 else ~number).bit_length() // 8 + 1
+    return number.to_bytes(length, "big", signed=True)
+
+
+def _cut(text: str) -> str:
+    return text[:_BOUND_LENGTH]
+
+
+def _round_up(text: str) -> bytes | None:
+    if len(text) <= _BOUND_LENGTH:
+        return text.encode()
+    cut = _cut(text)
+    while cut:
+        after = ord(cut[-1]) + 1
+        if after <= 0x10FFFF:
+            # Surrogates are no characters: UTF-8 has no form for them.
+            return (cut[:-1] + chr(0xE000 if after == 0xD800 else after)).encode()
+        cut = cut[:-1]
+    return None
+
+
+def _round_up_binary(value: bytes) -> bytes | None:
+    if len(value) <= _BOUND_LENGTH:
+        return value
+    cut = value[:_BOUND_LENGTH].rstrip(b"\xff")
+    return cut[:-1] + bytes([cut[-1] + 1]) if cut else None
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def indices(positions: npt.NDArray[np.int64]) -> pa.Int64Array:
+    """Positions for ``take``."""
+    return pa.array(positions, pa.int64())
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A column to read: which field, what to call it, and its type in the result."""
+
+    field_id: int
+    name: str
+    type: pa.DataType
+
+
+class DataFiles:
+    """Reads data files; remembers footers, because deltas ask for the same files again and again. Not thread-safe."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+
+    def remember(self, path: str, footer: pq.FileMetaData) -> None:
+        """The footer of a file that was just written."""
+        self._footers[path] = footer
+        if len(self._footers) > _FOOTERS:
+            self._footers.popitem(last=False)
+
+    def forget(self, path: str) -> None:
+        self._footers.pop(path, None)
+
+    def read(self, path: str, rows: int, columns: Sequence[Wanted]) -> pa.Table:
+        """All rows of a file of ``rows`` rows. A column the file has not is null."""
+        return self._read(path, rows, columns, lambda file, names: file.read(columns=names, use_threads=False))
+
+    def take(self, path: str, rows: int, columns: Sequence[Wanted], positions: npt.NDArray[np.int64]) -> pa.Table:
+        """The rows at these ascending positions of a file of ``rows`` rows, reading only the row groups they are in."""
+        if len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < rows:
+            raise _corrupt(path, f"positions {positions[0]} to {positions[-1]} were asked for, it has {rows} rows")
+
+        def some(file: pq.ParquetFile, names: list[str]) -> pa.Table:
+            footer = file.metadata
+            if footer.num_row_groups == 1:
+                return file.read_row_group(0, columns=names, use_threads=False).take(indices(positions))
+            lengths = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+            starts = np.concatenate(([0], np.cumsum(lengths)))
+            cuts = np.searchsorted(positions, starts)
+            parts = [
+                file.read_row_group(number, columns=names, use_threads=False).take(
+                    indices(positions[cuts[number] : cuts[number + 1]] - starts[number])
+                )
+                for number in range(len(lengths))
+                if cuts[number] < cuts[number + 1]
+            ]
+            return pa.concat_tables(parts) if parts else file.schema_arrow.empty_table()
+
+        return self._read(path, rows, columns, some)
+
+    def _read(self, path: str, rows: int, columns: Sequence[Wanted], read: Callable[[pq.ParquetFile, list[str]], pa.Table]) -> pa.Table:
+        known = self._footers.get(path)
+        source = self._storage.open(path)
+        try:
+            file = pq.ParquetFile(source, metadata=known)
+            if known is None:
+                self.remember(path, file.metadata)
+            else:
+                self._footers.move_to_end(path)
+            if file.metadata.num_rows != rows:
+                raise _corrupt(path, f"it has {file.metadata.num_rows} rows, its manifest entry says {rows}")
+            names = {field_id(field): field.name for field in file.schema_arrow}
+            there = [names[column.field_id] for column in columns if column.field_id in names]
+            # Without a column Parquet would tell no row count: ask for any.
+            found = read(file, there or [next(iter(names.values()))])
+        except (pa.ArrowException, OSError) as error:
+            raise _corrupt(path, f"it cannot be read ({error})") from error
+        finally:
+            source.close()
+        arrays: list[Any] = []
+        for column in columns:
+            if column.field_id not in names:
+                arrays.append(pa.array([None] * found.num_rows, column.type))
+                continue
+            values: Any = found.column(names[column.field_id])
+            if isinstance(values.type, pa.BaseExtensionType):
+                values = _chunked([chunk.storage for chunk in values.chunks], values.type.storage_type)
+            arrays.append(values if values.type == column.type else values.cast(column.type))
+        return pa.Table.from_arrays(arrays, schema=pa.schema([(column.name, column.type) for column in columns]))
+
+
+def _corrupt(path: str, why: str) -> Corrupt:
+    return Corrupt(
+        "DATA_FILE_CORRUPT",
+        f"{path} is not the data file its table describes",
+        why,
+        "restore the file from a copy, or drop the table and let it load again",
+    )

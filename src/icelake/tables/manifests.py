@@ -1,0 +1,375 @@
+"""Manifests and manifest lists: the Avro files that say which data files and deletion vectors a snapshot has.
+
+Promises the field ids and header keys of the spec (Iceberg spec, Manifests; Manifest Lists), v3. An entry is kept as the bytes of
+its ``data_file`` record, so a manifest is merged by copying bytes, and a kept manifest costs a manifest list nothing to encode.
+Never changes an entry's numbers: an existing entry always carries its sequence numbers and first row id. Reading raises Corrupt
+on anything that does not decode or is not there. No I/O.
+"""
+
+import hashlib
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fastavro
+import orjson
+
+from icelake.errors import Corrupt, ForeignChange
+from icelake.ports import Json
+
+EXISTING, ADDED, DELETED = 0, 1, 2
+"""Entry status."""
+DATA, POSITION_DELETES, EQUALITY_DELETES = 0, 1, 2
+"""data_file.content. A manifest's own content is DATA or ``DELETES``."""
+DELETES = 1
+
+Record = dict[str, Any]
+
+
+def _optional(name: str, kind: Any, number: int) -> Json:
+    return {"name": name, "type": ["null", kind], "default": None, "field-id": number}
+
+
+def _required(name: str, kind: Any, number: int) -> Json:
+    return {"name": name, "type": kind, "field-id": number}
+
+
+def _map(key: int, value: int, kind: str) -> Json:
+    # Avro maps have string keys only; the spec writes int-keyed maps as arrays of pairs.
+    pair = {"type": "record", "name": f"k{key}_v{value}", "fields": [_required("key", "int", key), _required("value", kind, value)]}
+    return {"type": "array", "logicalType": "map", "items": pair}
+
+
+_DATA_FILE: Json = {
+    "type": "record",
+    "name": "r2",
+    "fields": [
+        _required("content", "int", 134),
+        _required("file_path", "string", 100),
+        _required("file_format", "string", 101),
+        _required("partition", {"type": "record", "name": "r102", "fields": []}, 102),
+        _required("record_count", "long", 103),
+        _required("file_size_in_bytes", "long", 104),
+        _optional("column_sizes", _map(117, 118, "long"), 108),
+        _optional("value_counts", _map(119, 120, "long"), 109),
+        _optional("null_value_counts", _map(121, 122, "long"), 110),
+        _optional("nan_value_counts", _map(138, 139, "long"), 137),
+        _optional("lower_bounds", _map(126, 127, "bytes"), 125),
+        _optional("upper_bounds", _map(129, 130, "bytes"), 128),
+        _optional("key_metadata", "bytes", 131),
+        _optional("split_offsets", {"type": "array", "items": "long", "element-id": 133}, 132),
+        _optional("equality_ids", {"type": "array", "items": "int", "element-id": 136}, 135),
+        _optional("sort_order_id", "int", 140),
+        _optional("first_row_id", "long", 142),
+        _optional("referenced_data_file", "string", 143),
+        _optional("content_offset", "long", 144),
+        _optional("content_size_in_bytes", "long", 145),
+    ],
+}
+_STATUS_FIELDS = [
+    _required("status", "int", 0),
+    _optional("snapshot_id", "long", 1),
+    _optional("sequence_number", "long", 3),
+    _optional("file_sequence_number", "long", 4),
+]
+_ENTRY: Json = {"type": "record", "name": "manifest_entry", "fields": [*_STATUS_FIELDS, _required("data_file", _DATA_FILE, 2)]}
+_PARTITION_SUMMARY: Json = {
+    "type": "record",
+    "name": "r508",
+    "fields": [
+        _required("contains_null", "boolean", 509),
+        _optional("contains_nan", "boolean", 518),
+        _optional("lower_bound", "bytes", 510),
+        _optional("upper_bound", "bytes", 511),
+    ],
+}
+_LIST_ENTRY: Json = {
+    "type": "record",
+    "name": "manifest_file",
+    "fields": [
+        _required("manifest_path", "string", 500),
+        _required("manifest_length", "long", 501),
+        _required("partition_spec_id", "int", 502),
+        _required("content", "int", 517),
+        _required("sequence_number", "long", 515),
+        _required("min_sequence_number", "long", 516),
+        _required("added_snapshot_id", "long", 503),
+        _required("added_files_count", "int", 504),
+        _required("existing_files_count", "int", 505),
+        _required("deleted_files_count", "int", 506),
+        _required("added_rows_count", "long", 512),
+        _required("existing_rows_count", "long", 513),
+        _required("deleted_rows_count", "long", 514),
+        _optional("partitions", {"type": "array", "items": _PARTITION_SUMMARY, "element-id": 508}, 507),
+        _optional("key_metadata", "bytes", 519),
+        _optional("first_row_id", "long", 520),
+    ],
+}
+
+# Avro encodes a record as its fields one after the other, so an entry is its status fields followed by its data_file.
+_STATUS_SCHEMA = fastavro.parse_schema({"type": "record", "name": "manifest_entry_status", "fields": _STATUS_FIELDS})
+_DATA_FILE_SCHEMA = fastavro.parse_schema(_DATA_FILE)
+_LIST_ENTRY_SCHEMA = fastavro.parse_schema(_LIST_ENTRY)
+_ENTRY_TEXT = orjson.dumps(_ENTRY)
+_LIST_ENTRY_TEXT = orjson.dumps(_LIST_ENTRY)
+
+_AVRO_MAGIC = b"Obj\x01"
+_DEFLATE_FROM = 1 << 12
+"""Bodies smaller than this are not compressed: the header, which never is, is larger."""
+_MAX_BODY = 1 << 30
+"""A manifest that inflates to more is refused, not read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """A live file of a manifest. ``no`` is the local number of the data file: for a deletion vector, of the one it is about."""
+
+    no: int
+    snapshot_id: int
+    sequence_number: int
+    file_sequence_number: int
+    record_count: int
+    size: int
+    """Bytes it adds to the table: of the data file, or of the vector inside its Puffin."""
+    data_file: bytes
+    """The Avro encoding of the data_file record, with its first row id resolved."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Manifest:
+    """A manifest of a snapshot, as its manifest list has it, and the entries in it that live."""
+
+    record: Record
+    """The manifest_file record (spec, Manifest Lists), by field name."""
+    encoded: bytes
+    """The same in Avro."""
+    entries: tuple[Entry, ...]
+
+    @property
+    def path(self) -> str:
+        return str(self.record["manifest_path"])
+
+    @property
+    def length(self) -> int:
+        return int(self.record["manifest_length"])
+
+    @property
+    def content(self) -> int:
+        return int(self.record["content"])
+
+
+def encode_data_file(record: Record) -> bytes:
+    """A data_file record in Avro. Fields that are left out become null."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, _DATA_FILE_SCHEMA, record)
+    return out.getvalue()
+
+
+def decode_data_file(data_file: bytes) -> Record:
+    """The inverse of ``encode_data_file``."""
+    record = fastavro.schemaless_reader(io.BytesIO(data_file), _DATA_FILE_SCHEMA, None)
+    assert isinstance(record, dict)
+    return record
+
+
+def entry_bytes(status: int, snapshot_id: int, numbers: tuple[int, int] | None, data_file: bytes) -> bytes:
+    """An entry in Avro. ``numbers``: data and file sequence number, None to inherit them (only ADDED may)."""
+    data, file = numbers if numbers is not None else (None, None)
+    out = io.BytesIO()
+    fastavro.schemaless_writer(
+        out,
+        _STATUS_SCHEMA,
+        {"status": status, "snapshot_id": snapshot_id, "sequence_number": data, "file_sequence_number": file},
+    )
+    out.write(data_file)
+    return out.getvalue()
+
+
+def manifest_header(metadata: Json, content: int) -> dict[str, bytes]:
+    """The key-value metadata of a manifest of a table in its current, unpartitioned shape (spec, Manifests)."""
+    schema = next(s for s in metadata["schemas"] if s["schema-id"] == metadata["current-schema-id"])
+    return {
+        "schema": orjson.dumps(schema),
+        "schema-id": str(metadata["current-schema-id"]).encode(),
+        "partition-spec": b"[]",
+        "partition-spec-id": str(metadata["default-spec-id"]).encode(),
+        "format-version": b"3",
+        "content": b"deletes" if content == DELETES else b"data",
+    }
+
+
+def encode_manifest(header: Mapping[str, bytes], entries: Sequence[bytes]) -> bytes:
+    """A manifest file of encoded entries."""
+    return _encode_container(_ENTRY_TEXT, header, entries)
+
+
+def encode_manifest_file(record: Record) -> bytes:
+    """A manifest_file record (spec, Manifest Lists) in Avro."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, _LIST_ENTRY_SCHEMA, record)
+    return out.getvalue()
+
+
+def encode_manifest_list(snapshot: Json, manifests: Sequence[Manifest]) -> bytes:
+    """The manifest list of a snapshot (its JSON form, spec Appendix C)."""
+    parent = snapshot.get("parent-snapshot-id")
+    header = {
+        "snapshot-id": str(snapshot["snapshot-id"]).encode(),
+        "parent-snapshot-id": b"null" if parent is None else str(parent).encode(),
+        "sequence-number": str(snapshot["sequence-number"]).encode(),
+        "first-row-id": str(snapshot["first-row-id"]).encode(),
+        "format-version": b"3",
+    }
+    return _encode_container(_LIST_ENTRY_TEXT, header, [manifest.encoded for manifest in manifests])
+
+
+def decode_manifest(file: bytes, where: str) -> tuple[dict[str, bytes], list[Record]]:
+    """(header, entries as written) of a manifest."""
+    return _decode_container(file, where)
+
+
+def decode_manifest_list(file: bytes, where: str) -> tuple[dict[str, bytes], list[Record]]:
+    """(header, manifest_file records) of a manifest list."""
+    return _decode_container(file, where)
+
+
+def inherit(manifest: Record, entries: Iterable[Record], where: str) -> Iterator[Record]:
+    """Entries with everything resolved that v3 lets them inherit from their manifest (spec, Sequence Number and First Row ID
+    Inheritance). DELETED ones are passed on too, without a resolved first row id."""
+    next_row_id = manifest["first_row_id"]
+    for entry in entries:
+        status, file = entry["status"], entry["data_file"]
+        if entry["snapshot_id"] is None:
+            entry["snapshot_id"] = manifest["added_snapshot_id"]
+        for name in ("sequence_number", "file_sequence_number"):
+            if entry[name] is None:
+                if status != ADDED:
+                    raise corrupt(where, f"{file['file_path']} is not new and has no {name}")
+                entry[name] = manifest["sequence_number"]
+        if file["content"] == EQUALITY_DELETES or (file["content"] == POSITION_DELETES and file["file_format"].upper() != "PUFFIN"):
+            raise ForeignChange(
+                "FOREIGN_DELETES",
+                f"{where} holds deletes that are no deletion vectors",
+                f"{file['file_path']} was written by another engine; a mirror has only one writer",
+                "drop the table and let it load again",
+            )
+        if file["content"] == DATA and status != DELETED and file.get("first_row_id") is None:
+            if next_row_id is None:
+                raise corrupt(where, f"{file['file_path']} has no first row id")
+            file["first_row_id"] = next_row_id
+            next_row_id += file["record_count"]
+        yield entry
+
+
+def corrupt(where: str, why: str) -> Corrupt:
+    return Corrupt(
+        "MANIFEST_CORRUPT",
+        f"{where} is not a manifest or manifest list that can be trusted",
+        why,
+        "restore the file from a copy, or drop the table and let it load again",
+    )
+
+
+# --------------------------------------------------------------------------------- Avro object container files (spec 1.12)
+# Our own framing, because fastavro's parses the schema anew for every file, which costs more than all the rest of a commit.
+
+_parsed: dict[bytes, Any] = {_ENTRY_TEXT: fastavro.parse_schema(_ENTRY), _LIST_ENTRY_TEXT: _LIST_ENTRY_SCHEMA}
+_MAX_PARSED = 256
+
+
+def _encode_container(schema: bytes, header: Mapping[str, bytes], records: Sequence[bytes]) -> bytes:
+    body = b"".join(records)
+    codec = b"null"
+    if len(body) >= _DEFLATE_FROM:
+        codec = b"deflate"
+        compress = zlib.compressobj(level=1, wbits=-15)
+        body = compress.compress(body) + compress.flush()
+    pairs = {**header, "avro.schema": schema, "avro.codec": codec}
+    out = [_AVRO_MAGIC, _long(len(pairs))]
+    for key, value in pairs.items():
+        name = key.encode()
+        out += (_long(len(name)), name, _long(len(value)), value)
+    # Any 16 bytes will do that are not likely to be in the body; a digest of the file keeps it reproducible.
+    sync = hashlib.md5(body, usedforsecurity=False).digest()
+    out += (b"\x00", sync)
+    if records:
+        out += (_long(len(records)), _long(len(body)), body, sync)
+    return b"".join(out)
+
+
+def _decode_container(file: bytes, where: str) -> tuple[dict[str, bytes], list[Record]]:
+    stream = io.BytesIO(file)
+    try:
+        if stream.read(4) != _AVRO_MAGIC:
+            raise corrupt(where, "not an Avro file")
+        header: dict[str, bytes] = {}
+        while count := _read_long(stream):
+            if count < 0:
+                _read_long(stream)
+            for _ in range(abs(count)):
+                key = _read_bytes(stream).decode()
+                header[key] = _read_bytes(stream)
+        sync = stream.read(16)
+        text = header.pop("avro.schema")
+        codec = header.pop("avro.codec", b"null")
+        schema = _parsed.get(text)
+        if schema is None:
+            if len(_parsed) >= _MAX_PARSED:
+                _parsed.pop(next(iter(_parsed)))
+            schema = _parsed[text] = fastavro.parse_schema(orjson.loads(text))
+        records: list[Record] = []
+        while stream.tell() < len(file):
+            count = _read_long(stream)
+            body = _read_bytes(stream)
+            if stream.read(16) != sync:
+                raise corrupt(where, "an Avro block is torn")
+            if codec == b"deflate":
+                inflate = zlib.decompressobj(wbits=-15)
+                body = inflate.decompress(body, _MAX_BODY)
+                if not inflate.eof:
+                    raise corrupt(where, "an Avro block is torn or inflates to more than 1 GiB")
+            elif codec != b"null":
+                raise corrupt(where, f"its Avro codec is {codec.decode(errors='replace')}")
+            block = io.BytesIO(body)
+            for _ in range(count):
+                record = fastavro.schemaless_reader(block, schema, None)
+                if not isinstance(record, dict):
+                    raise corrupt(where, "its Avro records are no records")
+                records.append(record)
+            if block.tell() != len(body):
+                raise corrupt(where, "an Avro block is longer than its records")
+    except (EOFError, IndexError, KeyError, ValueError, TypeError, zlib.error, fastavro.schema.SchemaParseException) as error:
+        raise corrupt(where, f"it does not decode ({type(error).__name__}: {error})") from error
+    return header, records
+
+
+def _long(value: int) -> bytes:
+    rest = (value << 1) ^ (value >> 63)
+    out = bytearray()
+    while rest > 0x7F:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
+
+
+def _read_long(stream: io.BytesIO) -> int:
+    shift = result = 0
+    while True:
+        (byte,) = stream.read(1) or (None,)
+        if byte is None or shift > 63:
+            raise EOFError("an Avro number is torn")
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (result >> 1) ^ -(result & 1)
+        shift += 7
+
+
+def _read_bytes(stream: io.BytesIO) -> bytes:
+    length = _read_long(stream)
+    data = stream.read(length) if length >= 0 else b""
+    if len(data) != length:
+        raise EOFError("an Avro file is torn")
+    return data

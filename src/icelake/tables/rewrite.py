@@ -1,0 +1,88 @@
+"""Compaction: many tiny files, or files with many deleted rows, become few whole ones. No row changes.
+
+Promises that every row keeps its row id and the sequence number that last changed it (Iceberg spec, Row Lineage), that the source
+marker stays where it was, and that one call reads a bounded amount. Runs between two cuts, on the table's present snapshot: no
+delta may be open. Raises Corrupt when a file cannot be read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from icelake.tables.schema import LAST_UPDATED, ROW_ID
+from icelake.tables.table import Delta, LiveFile, Table, one_batch
+
+MAX_BYTES = 32 << 20
+"""Bytes of data files one call reads, about; a single larger file is still taken."""
+MAX_ROWS = 2 << 20
+FANOUT = 8
+"""Files of about one size are merged when there are this many, so each row is rewritten O(log n) times."""
+_SMALLEST = 64 << 10
+_WHOLE = 32 << 20
+"""Files from this size on are not merged any more."""
+_HOLLOW = 0.3
+"""Share of deleted rows from which on a file is worth rewriting by itself, if it is larger than the smallest tier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Where the rows of a rewrite are now: one entry a row in every array."""
+
+    keys: pa.RecordBatch
+    file_no: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int64]
+    row_ids: npt.NDArray[np.int64]
+
+
+def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -> list[int]:
+    """Numbers of the files most worth rewriting now, in the order of their row ids; empty if none is."""
+    tiers: dict[int, list[LiveFile]] = {}
+    for file in table.files.values():
+        if file.live_count < file.record_count * (1 - _HOLLOW) and file.size >= _SMALLEST:
+            return [file.no]
+        if file.size < _WHOLE:
+            tiers.setdefault(_tier(file.size), []).append(file)
+    for tier in sorted(tiers):
+        if len(tiers[tier]) < FANOUT:
+            continue
+        # Oldest first: rows that came together stay together.
+        chosen: list[LiveFile] = []
+        size = rows = 0
+        for file in sorted(tiers[tier], key=lambda file: file.first_row_id):
+            size += file.size
+            rows += file.record_count
+            if len(chosen) > 1 and (size > max_bytes or rows > max_rows):
+                break
+            chosen.append(file)
+        return [file.no for file in chosen]
+    return []
+
+
+def rewrite(table: Table, file_nos: Sequence[int]) -> tuple[Delta, Moved]:
+    """The live rows of these files in new files, as a delta that makes a ``replace`` snapshot; and where they went."""
+    names = [column.name for column in table.relation.columns]
+    rows = pa.concat_tables([table.live_rows(no, names)[1] for no in file_nos])
+    row_ids = rows.column(ROW_ID).to_numpy()
+    updated = rows.column(LAST_UPDATED).to_numpy()
+    delta = table.delta(replace=True)
+    for no in file_nos:
+        delta.remove(no)
+    content = rows.select(names)
+    file_no = np.empty(rows.num_rows, np.int32)
+    positions = np.empty(rows.num_rows, np.int64)
+    done = 0
+    for no, first, count in delta.append(content, row_ids, updated):
+        file_no[done : done + count] = no
+        positions[done : done + count] = np.arange(first, first + count)
+        done += count
+    return delta, Moved(one_batch(content.select(list(table.relation.key))), file_no, positions, row_ids)
+
+
+def _tier(size: int) -> int:
+    tier, limit = 0, _SMALLEST
+    while size >= limit:
+        tier, limit = tier + 1, limit * FANOUT
+    return tier

@@ -1,0 +1,355 @@
+"""The last look before a commit: the metadata exactly as written, decoded again and held against every rule of the format.
+
+Promises that a snapshot which breaks a rule is never sent to a catalog, for the catalog looks at no file and most engines read
+broken tables without a word. Shares no step with the writer but the codecs; costs what the change costs, not what the table
+holds. Fails with Corrupt ``COMMIT_INVALID``, which names the rule; nothing was committed then. No I/O.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from struct import unpack
+from typing import Any, Protocol
+
+import pyarrow.parquet as pq
+from pyroaring import BitMap64
+
+from icelake.errors import Corrupt
+from icelake.ports import Json
+from icelake.tables import deletion_vectors
+from icelake.tables.manifests import (
+    ADDED,
+    DATA,
+    DELETED,
+    DELETES,
+    EXISTING,
+    POSITION_DELETES,
+    Entry,
+    Manifest,
+    Record,
+    decode_data_file,
+    decode_manifest,
+    decode_manifest_list,
+)
+from icelake.tables.schema import Fields
+
+
+class BaseFile(Protocol):
+    """A live data file before the commit."""
+
+    @property
+    def record_count(self) -> int: ...
+    @property
+    def deletes(self) -> BitMap64 | None: ...
+    @property
+    def dv_path(self) -> str | None: ...
+    @property
+    def live_count(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A commit: the state it starts from and the bytes that would be written."""
+
+    metadata: Json
+    """Table metadata before it."""
+    manifests: Sequence[Manifest]
+    """Manifests of the current snapshot before it."""
+    files: Mapping[str, BaseFile]
+    """Live data files before it, by path."""
+    fields: Fields
+    snapshot: Json
+    """The new snapshot in its JSON form."""
+    blobs: Mapping[str, bytes]
+    """Location -> bytes of the new manifest list, manifests and Puffin files."""
+    footers: Mapping[str, pq.FileMetaData]
+    """Path -> footer of every new data file."""
+    sizes: Mapping[str, int]
+    """Path -> size in bytes of every new data file."""
+
+
+def validate(proposal: Proposal) -> None:
+    """Raises Corrupt if the commit breaks a rule of the spec or of ours."""
+    try:
+        _Check(proposal).run()
+    except Corrupt as error:
+        raise _broken(f"{error.what}: {error.why}") if error.code != "COMMIT_INVALID" else error from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _broken(f"the metadata does not have the form of the spec ({type(error).__name__}: {error})") from error
+
+
+def _broken(rule: str) -> Corrupt:
+    return Corrupt(
+        "COMMIT_INVALID",
+        "a commit was not sent because it would have broken the table",
+        rule,
+        "nothing was committed; this is a defect of IceLake: please report it with this message",
+    )
+
+
+def _require(holds: bool, rule: str, what: object = "") -> None:
+    if not holds:
+        raise _broken(f"{rule} ({what})" if what != "" else rule)
+
+
+class _Check:
+    def __init__(self, proposal: Proposal) -> None:
+        self.p = proposal
+        self.snapshot_id: int = proposal.snapshot["snapshot-id"]
+        self.sequence: int = proposal.snapshot["sequence-number"]
+        self.spec_id: int = proposal.metadata["default-spec-id"]
+        # Entries that must come back in a new manifest, because the manifest they were in is gone.
+        self.owed: dict[tuple[str, int | None], tuple[Entry, Record]] = {}
+        self.added: dict[str, Record] = {}
+        self.removed: set[str] = set()
+        self.new_vectors: dict[str, Record] = {}
+        self.old_vectors: set[str] = set()
+        self.next_row_id: int = proposal.metadata["next-row-id"]
+
+    def run(self) -> None:
+        self._snapshot()
+        records = self._manifest_list()
+        for record in records:
+            self._manifest(record)
+        _require(not self.owed, "every live file stays in the manifests or is DELETED in them", next(iter(self.owed), ""))
+        rows = self.next_row_id - self.p.snapshot["first-row-id"]
+        _require(self.p.snapshot["added-rows"] == rows, "added-rows is exactly the row ids given out", rows)
+        self._vectors()
+        for path, record in self.added.items():
+            self._data_file(path, record)
+        self._operation()
+
+    def _snapshot(self) -> None:
+        metadata, snapshot = self.p.metadata, self.p.snapshot
+        _require(self.sequence == metadata["last-sequence-number"] + 1, "sequence-number is the last one + 1", self.sequence)
+        _require(snapshot["first-row-id"] == metadata["next-row-id"], "first-row-id is the table's next-row-id")
+        _require(snapshot["timestamp-ms"] >= metadata["last-updated-ms"], "timestamp-ms never goes back")
+        _require(snapshot["schema-id"] == metadata["current-schema-id"], "schema-id is the current one")
+        main = metadata.get("refs", {}).get("main")
+        parent = None if main is None else main["snapshot-id"]
+        _require(snapshot.get("parent-snapshot-id") == parent, "the parent is what main points at", parent)
+        known = {other["snapshot-id"] for other in metadata.get("snapshots", ())}
+        _require(0 < self.snapshot_id < 1 << 63 and self.snapshot_id not in known, "the snapshot id is positive and new")
+        summary = snapshot["summary"]
+        _require(all(isinstance(value, str) for value in summary.values()), "a summary holds strings only")
+        _require(summary["operation"] in ("append", "overwrite", "delete", "replace"), "the summary names an operation")
+
+    def _manifest_list(self) -> list[Record]:
+        location = self.p.snapshot["manifest-list"]
+        header, records = decode_manifest_list(self.p.blobs[location], location)
+        expected = {
+            "snapshot-id": self.snapshot_id,
+            "parent-snapshot-id": self.p.snapshot.get("parent-snapshot-id"),
+            "sequence-number": self.sequence,
+            "first-row-id": self.p.snapshot["first-row-id"],
+            "format-version": 3,
+        }
+        for key, value in expected.items():
+            text = "null" if value is None else str(value)
+            _require(header[key].decode() == text, f"the manifest list's header says {key}={text}", header[key])
+        before = {manifest.path: manifest for manifest in self.p.manifests}
+        new: list[Record] = []
+        seen: set[str] = set()
+        for record in records:
+            path = record["manifest_path"]
+            _require(path not in seen, "a manifest is listed once", path)
+            seen.add(path)
+            kept = before.get(path)
+            if kept is None:
+                new.append(record)
+                continue
+            # Compared as values: one that is kept was checked when it was written.
+            _require(record == kept.record, "a kept manifest is listed as it was", path)
+            _require(record["content"] != DATA or record["first_row_id"] is not None, "a data manifest has a first_row_id", path)
+        written = {path for path in self.p.blobs if path.endswith(".avro")} - {location}
+        _require(written == {record["manifest_path"] for record in new}, "every new manifest is written, and listed")
+        for manifest in self.p.manifests:
+            if manifest.path in seen:
+                continue
+            for entry in manifest.entries:
+                record = decode_data_file(entry.data_file)
+                self.owed[_identity(record)] = (entry, record)
+        return new
+
+    def _manifest(self, listed: Record) -> None:
+        path = listed["manifest_path"]
+        data = self.p.blobs[path]
+        header, entries = decode_manifest(data, path)
+        content = listed["content"]
+        _require(content in (DATA, DELETES), "a manifest holds data or deletes", path)
+        _require(listed["manifest_length"] == len(data), "manifest_length is the size of the manifest", path)
+        _require(header["content"] == (b"deletes" if content == DELETES else b"data"), "the header names the content", path)
+        _require(header["format-version"] == b"3", "the header says format-version 3", path)
+        _require(listed["partition_spec_id"] == self.spec_id == int(header["partition-spec-id"]), "the partition spec fits", path)
+        _require(int(header["schema-id"]) == self.p.metadata["current-schema-id"], "the header names the current schema", path)
+        _require(listed["added_snapshot_id"] == self.snapshot_id, "a new manifest is added by this snapshot", path)
+        _require(listed["sequence_number"] == self.sequence, "a new manifest has the snapshot's sequence number", path)
+        files = dict.fromkeys((EXISTING, ADDED, DELETED), 0)
+        rows = dict.fromkeys((EXISTING, ADDED, DELETED), 0)
+        lowest = None
+        for entry in entries:
+            status, record = entry["status"], entry["data_file"]
+            files[status] += 1
+            rows[status] += record["record_count"]
+            _require((record["content"] == DATA) == (content == DATA), "an entry has its manifest's content", record["file_path"])
+            if status == ADDED:
+                self._added(entry, record)
+                live = self.sequence
+            else:
+                self._carried(entry, record)
+                live = entry["sequence_number"]
+            if status != DELETED:
+                lowest = live if lowest is None else min(lowest, live)
+        _require(bool(entries), "a manifest is not empty", path)
+        counts = ("existing", EXISTING), ("added", ADDED), ("deleted", DELETED)
+        for name, status in counts:
+            _require(listed[f"{name}_files_count"] == files[status], f"{name}_files_count is right", path)
+            _require(listed[f"{name}_rows_count"] == rows[status], f"{name}_rows_count is right", path)
+        expected = self.sequence if lowest is None else lowest
+        _require(listed["min_sequence_number"] == expected, "min_sequence_number is the smallest of the live entries", path)
+        if content == DELETES:
+            _require(listed["first_row_id"] is None, "a delete manifest has no first_row_id", path)
+            return
+        _require(listed["first_row_id"] == self.next_row_id, "row id ranges follow one another without overlap", path)
+        self.next_row_id += rows[ADDED] + rows[EXISTING]
+
+    def _added(self, entry: Record, record: Record) -> None:
+        path = record["file_path"]
+        _require(entry["snapshot_id"] == self.snapshot_id, "a new entry has the snapshot's id", path)
+        _require(entry["sequence_number"] is None and entry["file_sequence_number"] is None, "a new entry inherits its numbers", path)
+        _require(record["record_count"] > 0, "a file has rows", path)
+        if record["content"] == DATA:
+            _require(record["first_row_id"] is None, "a new data file inherits its row ids", path)
+            _require(path not in self.added and path not in self.p.files, "a data file is in a snapshot once", path)
+            _require(record["file_format"] == "PARQUET", "a data file is Parquet", path)
+            self.added[path] = record
+            return
+        _require(record["content"] == POSITION_DELETES and record["file_format"] == "PUFFIN", "deletes are deletion vectors", path)
+        about = record["referenced_data_file"]
+        _require(about is not None, "a deletion vector names its data file", path)
+        _require(about not in self.new_vectors, "a data file has one deletion vector", about)
+        self.new_vectors[about] = record
+
+    def _carried(self, entry: Record, record: Record) -> None:
+        path = record["file_path"]
+        owed = self.owed.pop(_identity(record), None)
+        if owed is None:
+            raise _broken(f"an entry that is not new was live before, in a manifest that is replaced, and comes once ({path})")
+        known, before = owed
+        numbers = entry["sequence_number"], entry["file_sequence_number"]
+        _require(numbers == (known.sequence_number, known.file_sequence_number), "an entry keeps its sequence numbers", path)
+        _require(record == before, "an entry keeps its file as it was described, with its first_row_id", path)
+        _require(record["content"] != DATA or record["first_row_id"] is not None, "an old data file has a first_row_id", path)
+        if entry["status"] == EXISTING:
+            _require(entry["snapshot_id"] == known.snapshot_id, "an existing entry keeps its snapshot id", path)
+            return
+        _require(entry["status"] == DELETED and entry["snapshot_id"] == self.snapshot_id, "a deleted entry has the snapshot's id", path)
+        if record["content"] == DATA:
+            self.removed.add(path)
+        else:
+            self.old_vectors.add(record["referenced_data_file"])
+
+    def _vectors(self) -> None:
+        for path in self.old_vectors:
+            _require(path in self.new_vectors or path in self.removed, "a vector goes only with its file or for a new one", path)
+        for path in self.removed:
+            file = self.p.files[path]
+            _require(file.dv_path is None or path in self.old_vectors, "no vector is left of a removed file", path)
+        puffins = {path for path in self.p.blobs if path.endswith(".puffin")}
+        _require(puffins == {record["file_path"] for record in self.new_vectors.values()}, "every Puffin holds one vector, of one entry")
+        for about, record in self.new_vectors.items():
+            where = record["file_path"]
+            base = self.p.files.get(about)
+            _require(about not in self.removed and (base is not None or about in self.added), "a vector is about a live file", about)
+            _require(base is None or base.dv_path is None or about in self.old_vectors, "a new vector replaces the old one", about)
+            puffin = self.p.blobs[where]
+            start, length = record["content_offset"], record["content_size_in_bytes"]
+            _require(record["file_size_in_bytes"] == len(puffin), "file_size_in_bytes is the Puffin's size", where)
+            bitmap = deletion_vectors.decode(puffin[start : start + length], record["record_count"], where)
+            rows = base.record_count if base is not None else self.added[about]["record_count"]
+            _require(bitmap.max() < rows, "a vector's positions are in its file", where)
+            _require(len(bitmap) < rows, "a file whose rows are all deleted is removed", about)
+            if base is not None and base.deletes is not None:
+                _require(base.deletes.issubset(bitmap), "no deleted row comes back", about)
+            (blob,) = deletion_vectors.puffin_blobs(puffin, where)
+            _require((blob["offset"], blob["length"]) == (start, length), "entry and Puffin footer agree where the vector is", where)
+            expected = {"referenced-data-file": about, "cardinality": str(record["record_count"])}
+            _require(blob["properties"] == expected, "entry and Puffin footer agree what the vector is about", where)
+
+    def _data_file(self, path: str, record: Record) -> None:
+        footer = self.p.footers.get(path)
+        if footer is None:
+            raise _broken(f"a new data file was written by this commit ({path})")
+        _require(record["record_count"] == footer.num_rows, "record_count is the Parquet footer's", path)
+        _require(record["file_size_in_bytes"] == self.p.sizes[path], "file_size_in_bytes is the file's size", path)
+        schema = footer.schema.to_arrow_schema()
+        fields = self.p.fields
+        _require(
+            any(schema.equals(expected, check_metadata=True) for expected in fields.read_back),
+            "columns, types and field ids of a data file are the schema's",
+            path,
+        )
+        metrics = {
+            name: {pair["key"]: pair["value"] for pair in record[name] or ()}
+            for name in ("value_counts", "null_value_counts", "lower_bounds", "upper_bounds")
+        }
+        for place, column in enumerate(fields.relation.columns):
+            ident = fields.ids[column.name]
+            chunks: list[Any] = [footer.row_group(group).column(place).statistics for group in range(footer.num_row_groups)]
+            if any(chunk is None for chunk in chunks):
+                raise _broken(f"every column has statistics ({path}, {column.name})")
+            where = f"{path}, {column.name}"
+            if column.iceberg == "uuid":
+                _require(footer.schema.column(place).logical_type.type == "UUID", "a uuid is written as one", where)
+            nulls = sum(chunk.null_count for chunk in chunks)
+            _require(metrics["null_value_counts"].get(ident) == nulls, "null_value_counts are the footer's", where)
+            _require(metrics["value_counts"].get(ident) == footer.num_rows, "value_counts are the footer's", where)
+            lower, upper = metrics["lower_bounds"].get(ident), metrics["upper_bounds"].get(ident)
+            ranges = [chunk for chunk in chunks if chunk.has_min_max]
+            if lower is not None and ranges:
+                smallest = min(_physical(chunk.min_raw, column.iceberg) for chunk in ranges)
+                _require(_value(lower, column.iceberg) <= smallest, "a lower bound is not above the smallest value", where)
+            if upper is not None and ranges:
+                largest = max(_physical(chunk.max_raw, column.iceberg) for chunk in ranges)
+                _require(_value(upper, column.iceberg) >= largest, "an upper bound is not below the largest value", where)
+
+    def _operation(self) -> None:
+        operation = self.p.snapshot["summary"]["operation"]
+        deletes = bool(self.removed or self.new_vectors)
+        if operation == "replace":
+            before = sum(self.p.files[path].live_count for path in self.removed)
+            after = sum(record["record_count"] for record in self.added.values())
+            _require(before == after and not self.new_vectors, "a rewrite changes no row", f"{before} rows before, {after} after")
+        elif operation == "append":
+            _require(not deletes, "an append deletes nothing")
+        elif operation == "delete":
+            _require(deletes and not self.added, "a delete adds nothing")
+
+
+def _identity(record: Record) -> tuple[str, int | None]:
+    # Others pack several vectors into one Puffin file.
+    return record["file_path"], record["content_offset"]
+
+
+def _value(bound: bytes, kind: str) -> Any:
+    """A serialized bound (spec, Appendix D) as something that compares like the type. Raises Corrupt for NaN."""
+    match kind:
+        case "int" | "date":
+            return unpack("<i", bound)[0]
+        case "long" | "time" | "timestamp" | "timestamptz":
+            return unpack("<q", bound)[0]
+        case "float" | "double":
+            (value,) = unpack("<f" if kind == "float" else "<d", bound)
+            _require(value == value, "NaN is no bound")
+            return value
+        case "boolean":
+            return bound != b"\x00"
+        case "string" | "binary":
+            return bound
+    return int.from_bytes(bound, "big", signed=True)
+
+
+def _physical(value: Any, kind: str) -> Any:
+    """A Parquet statistic in the same terms."""
+    if kind.startswith("decimal") and isinstance(value, bytes):
+        return int.from_bytes(value, "big", signed=True)
+    return value.encode() if isinstance(value, str) else value

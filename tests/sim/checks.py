@@ -1,0 +1,220 @@
+"""What must hold, whatever happens: the simulator's invariants. Each failure raises ``Broken``.
+
+``commit`` runs after every commit that reaches the catalog; ``finish`` once at the end, over everything that is kept.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+
+from icelake.model.ident import control_table
+from icelake.model.load import LoadState
+from icelake.model.lsn import parse_lsn
+from icelake.ports import LoadedTable, TableChange
+from tests.sim.lake import Json, Lake
+from tests.sim.postgres import Key, Row, Rows, parsed_key
+from tests.sim.world import Broken, Hold, Process, World
+
+Births = dict[tuple[str, int], int]
+
+
+class Checks:
+    """Knows the world whole: the source's history, the disk as a power cut would leave it, the catalog's durable state."""
+
+    def __init__(self, world: World, source: str, thorough: bool) -> None:
+        self.world = world
+        self.lake = Lake(world.machine)
+        self.control = control_table(source)
+        self.thorough = thorough
+        self.row_ids: Births = {}
+        self.owners: dict[tuple[str, int], tuple[str, int]] = {}
+        self.position = 0
+        self.epoch = 0
+        self.rng = random.Random(world.postgres.system_id)  # not the world's: how much is checked must not change the course
+        self.cuts = 0
+        self.answers = 0
+        self.leased: list[tuple[str, Mapping[str, int], int]] = []
+        world.committed = self.commit
+        world.confirming = self.confirm
+        world.answered = self.answer
+
+    # --------------------------------------------------------------------------------------------------- at each step
+
+    def commit(self, process: Process, changes: Sequence[TableChange], after: Sequence[LoadedTable]) -> None:
+        """A commit is in the catalog: its owner was the owner, its files are durable, the cut it makes is true."""
+        world = self.world
+        touched: set[str] = set()
+        for change, loaded in zip(changes, after, strict=True):
+            for update in change.updates:
+                if update["action"] == "add-snapshot":
+                    touched.add(str(change.id))
+                    if update["snapshot"]["manifest-list"] not in world.machine.files:
+                        raise Broken(f"{change.id}: committed before its files were synced")
+            if change.updates and loaded.metadata_location not in world.machine.files:
+                raise Broken(f"{change.id}: committed before its metadata was synced")
+        control = world.server.load(self.control).metadata
+        snapshot = head(control)
+        if snapshot is None:
+            return
+        summary = snapshot["summary"]
+        epoch = int(summary["icelake.epoch"])
+        position = parse_lsn(summary["icelake.lsn"]) if "icelake.lsn" in summary else 0
+        if epoch < self.epoch or position < self.position:
+            raise Broken(f"the control table went back: epoch {self.epoch} -> {epoch}, position {self.position:X} -> {position:X}")
+        if epoch > self.epoch:
+            world.epochs[epoch] = process.number
+        elif world.epochs.get(epoch) != process.number:
+            raise Broken(f"process {process.number} committed in epoch {epoch} of process {world.epochs.get(epoch)}")
+        self.epoch, self.position = epoch, position
+        hold = world.hold
+        if (
+            str(self.control) in touched
+            and hold is not None
+            and hold.granted_at is not None
+            and hold.lsn is not None
+            and not hold.answered
+            and not hold.withdrawn
+            and world.time < hold.deadline
+            and position > hold.lsn
+        ):
+            raise Broken(f"a cut at {position:X} while one at {hold.lsn:X} is promised")
+        tables: dict[str, int] = json.loads(summary["icelake.cut"])
+        self.cuts += 1
+        if self.rng.random() < 0.25 or self.thorough:
+            self.check_cut(tables, position, touched & set(tables))
+        for name in touched - set(tables) - {str(self.control)}:
+            self.loading(name, position)
+
+    def confirm(self, lsn: int) -> None:
+        """Nothing may be confirmed to the source before it is recorded, durably, with all that came before it."""
+        snapshot = head(self.world.server.load(self.control).metadata)
+        recorded = parse_lsn(snapshot["summary"].get("icelake.lsn", "0/0")) if snapshot else 0
+        if lsn > recorded:
+            raise Broken(f"the slot is confirmed up to {lsn:X}, the lake holds {recorded:X}")
+
+    def answer(self, hold: Hold, cut_id: int, lease_id: str) -> None:
+        """The cut a verify asked for holds exactly the commits before its LSN, and is leased."""
+        assert hold.lsn is not None
+        self.answers += 1
+        control = self.world.server.load(self.control).metadata
+        snapshot = next((s for s in control["snapshots"] if s["snapshot-id"] == cut_id), None)
+        if snapshot is None:
+            raise Broken("a hold was answered with a cut that is not there")
+        tables: dict[str, int] = json.loads(snapshot["summary"]["icelake.cut"])
+        truth = self.world.postgres.state_before(hold.lsn)
+        for name, snapshot_id in tables.items():
+            self.compare(name, snapshot_id, truth[name], f"the cut for verify at {hold.lsn:X}")
+        lease = next((lease for lease in self.world.server.leases() if lease.id == lease_id), None)
+        if lease is None or {str(table): at for table, at in lease.snapshots.items()} != tables:
+            raise Broken("the cut for verify is not leased")
+        self.leased.append((lease_id, tables, hold.lsn))
+
+    # ------------------------------------------------------------------------------------------------------ comparing
+
+    def compare(self, name: str, snapshot_id: int, truth: Rows, what: str) -> dict[Key, int]:
+        """The rows of a table at a snapshot are these; the row id of each key."""
+        table = self.world.postgres.tables[name]
+        metadata = self.world.server.load(table.relation.id).metadata
+        columns = [column.name for column in table.relation.columns]
+        contents = self.lake.contents(metadata, snapshot_id, columns)
+        ids: dict[Key, int] = {}
+        for row, row_id in contents.rows:
+            key = table.key(row)
+            if key in ids:
+                raise Broken(f"{what}: {name} has key {key} twice")
+            ids[key] = row_id
+            if key not in truth:
+                raise Broken(f"{what}: {name} has {row}, the source has not")
+            if truth[key] != row:
+                raise Broken(f"{what}: {name} has {row}, the source {truth[key]}")
+        if len(ids) != len(truth):
+            missing = next(key for key in truth if key not in ids)
+            raise Broken(f"{what}: {name} lacks {missing}")
+        if len(set(ids.values())) != len(ids):
+            raise Broken(f"{what}: {name} has a row id twice")
+        return ids
+
+    def check_cut(self, tables: Mapping[str, int], position: int, only: set[str] | None = None) -> None:
+        """Every table of a cut is what the source was at its position; rows keep their row ids from cut to cut."""
+        truth = self.world.postgres.state(position)
+        births = self.world.postgres.births(position)
+        for name, snapshot_id in tables.items():
+            if only is not None and name not in only:
+                continue
+            ids = self.compare(name, snapshot_id, truth[name], f"the cut at {position:X}")
+            for key, row_id in ids.items():
+                birth = births[name][key]
+                if self.row_ids.setdefault((name, birth), row_id) != row_id:
+                    raise Broken(f"{name}: the row with key {key} changed its row id from {self.row_ids[name, birth]} to {row_id}")
+
+    def loading(self, name: str, position: int) -> None:
+        """A table that is still loading holds, of each loaded range, what the source had at the range's L or has at the position."""
+        table = self.world.postgres.tables[name]
+        metadata = self.world.server.load(table.relation.id).metadata
+        snapshot = head(metadata)
+        assert snapshot is not None
+        truth: dict[Key, Row] = {}
+        intervals = LoadState.parse(metadata["properties"]["icelake.load"]).intervals
+        lower: tuple[Key, int] | None = None
+        for interval in intervals:
+            upper = None if interval.upper is None else (parsed_key(table, interval.upper[0]), interval.upper[1])
+            if interval.lsn is not None:
+                postgres = self.world.postgres
+                state = postgres.state(position) if interval.lsn <= position else postgres.state_before(interval.lsn)
+                inside = {
+                    key: row
+                    for key, row in state[name].items()
+                    if (lower is None or lower < (key, 1)) and (upper is None or (key, 1) <= upper)
+                }
+                truth.update(inside)
+            lower = upper
+        self.compare(name, snapshot["snapshot-id"], truth, f"loading, at {position:X}")
+
+    # ---------------------------------------------------------------------------------------------------- at the end
+
+    def finish(self, wanted: Sequence[str]) -> None:
+        """Everything that is kept can be read and is true; the mirror equals the source."""
+        world = self.world
+        control = world.server.load(self.control).metadata
+        snapshots = control["snapshots"]
+        for snapshot in snapshots:
+            summary = snapshot["summary"]
+            position = parse_lsn(summary["icelake.lsn"]) if "icelake.lsn" in summary else 0
+            self.check_cut(json.loads(summary["icelake.cut"]), position)
+            self.lake.contents(control, snapshot["snapshot-id"], ["note"])
+        for name in wanted:
+            table_id = world.postgres.tables[name].relation.id
+            loaded = world.server.load(table_id)
+            for snapshot in loaded.metadata["snapshots"]:
+                self.lake.contents(loaded.metadata, snapshot["snapshot-id"], [c.name for c in world.postgres.tables[name].relation.columns])
+        for table in world.server.tables():
+            loaded = world.server.load(table)
+            stored = world.machine.files.get(loaded.metadata_location)
+            if stored is None or json.loads(stored) != loaded.metadata:
+                raise Broken(f"{table}: {loaded.metadata_location} is not the metadata the catalog has")
+        newest = json.loads(snapshots_head(control)["summary"]["icelake.cut"])
+        lacking = set(wanted) - set(newest)
+        if lacking:
+            raise Broken(f"not in the last cut: {', '.join(sorted(lacking))}")
+        for name, snapshot_id in newest.items():
+            main = head(world.server.load(world.postgres.tables[name].relation.id).metadata)
+            assert main is not None
+            self.compare(name, main["snapshot-id"], world.postgres.now[name], "the end")
+            self.compare(name, snapshot_id, world.postgres.now[name], "the last cut")
+        for lease_id, tables, lsn in self.leased:
+            if any(lease.id == lease_id for lease in world.server.leases()):
+                truth = world.postgres.state_before(lsn)
+                for name, snapshot_id in tables.items():
+                    self.compare(name, snapshot_id, truth[name], f"the leased cut at {lsn:X}")
+
+
+def head(metadata: Json) -> Json | None:
+    """The snapshot main points at."""
+    at = metadata.get("refs", {}).get("main", {}).get("snapshot-id")
+    return next((s for s in metadata.get("snapshots", ()) if s["snapshot-id"] == at), None)
+
+
+def snapshots_head(metadata: Json) -> Json:
+    found = head(metadata)
+    assert found is not None
+    return found

@@ -1,0 +1,292 @@
+"""One schedule: a seed makes a source, a load, a plan of faults; the applier runs through it; the checks judge it.
+
+``schedule(seed)`` is a pure function of the seed (with PYTHONHASHSEED fixed, as ``python -m tests.sim`` does). A schedule has
+three tables or more, fifty source transactions or more, and at least two faults that really struck.
+"""
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from icelake.errors import Fenced, IcelakeError
+from icelake.ingest.applier import Applier, Settings
+from icelake.tables.expire import Policy
+from tests.sim.checks import Checks
+from tests.sim.postgres import SimPostgres, make_tables
+from tests.sim.world import (
+    CALLS,
+    Broken,
+    Hold,
+    Killed,
+    Process,
+    SimCatalog,
+    SimChance,
+    SimDesk,
+    SimIndexFiles,
+    SimSource,
+    SimStorage,
+    World,
+)
+
+SOURCE = "shop"
+VERIFY = frozenset({"desk.hold_granted", "desk.hold_answered", "catalog.lease"})
+PAIRS = tuple((call, fault) for call, (faults, _) in CALLS.items() for fault in faults)
+ENOUGH_FAULTS = 2
+STEPS = 400
+"""A schedule that needs more steps than this to come to rest makes no progress."""
+
+
+@dataclass(slots=True)
+class Result:
+    seed: int
+    error: str | None = None
+    hits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    transactions: int = 0
+    tables: int = 0
+    faults: int = 0
+    cuts: int = 0
+    processes: int = 0
+    steps: int = 0
+    answers: int = 0
+
+
+@dataclass(slots=True)
+class Running:
+    process: Process
+    applier: Applier
+    chance: random.Random
+
+
+class Schedule:
+    def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(f"schedule {seed}")
+        tables = make_tables(full=rng.random() < 0.4)
+        if rng.random() < 0.6:
+            tables.pop(rng.randrange(len(tables)))
+        self.names = [table.name for table in tables]
+        self.wanted = list(self.names)
+        self.late_table = rng.random() < 0.4
+        if self.late_table:
+            self.wanted.remove(rng.choice(self.names))
+        postgres = SimPostgres(random.Random(f"postgres {seed}"), tables)
+        for _ in range(rng.randrange(3)):
+            postgres.transact(rng.randrange(1, 40))
+        self.world = World(seed, postgres, self._plan(), 50 + rng.randrange(12))
+        self.world.trace = trace
+        self.world.take_over = self._take_over
+        self.checks = Checks(self.world, SOURCE, thorough=trace is not None)
+        self.settings = Settings(
+            commit_interval=rng.choice((0.0, 0.5, 1.0)),
+            chunk_bytes=rng.choice((600, 4000, 1 << 25, 1 << 25)),
+            batch_bytes=rng.choice((2000, 1 << 28, 1 << 28)),
+            range_rows=rng.choice((5, 12, 40, 500_000)),
+            idle_interval=rng.choice((0.5, 5.0)),
+            upkeep_commits=rng.choice((3, 6, 32)),
+            retention=self._policy(),
+        )
+        self.running: list[Running] = []
+        self.steps = 0
+        self.nested = 0
+
+    def _policy(self) -> Policy:
+        return self.rng.choice(
+            (Policy(), Policy(((2_000, 0), (20_000, 4_000))), Policy(((1_000, 0),)), Policy(((6_000, 1_000), (60_000, 10_000))))
+        )
+
+    def _plan(self) -> Mapping[tuple[str, int], str]:
+        rng = self.rng
+        plan: dict[tuple[str, int], str] = {}
+        for _ in range(rng.choice((3, 4, 5, 6, 7))):
+            call, fault = rng.choice(PAIRS)
+            plan[call, 1 + int(rng.random() ** 1.3 * CALLS[call][1])] = fault
+        return plan
+
+    # ------------------------------------------------------------------------------------------------------ processes
+
+    def _start(self) -> Running:
+        world = self.world
+        process = world.spawn()
+        chance = random.Random(f"chance {self.seed} {process.number}")
+        applier = Applier(
+            SOURCE,
+            SimSource(world, process),
+            SimCatalog(world, process),
+            SimStorage(world, process),
+            world.clock,
+            SimChance(chance),
+            SimDesk(world, process),
+            lambda table: SimIndexFiles(world, process, table),
+            list(self.wanted),
+            settings=self.settings,
+        )
+        running = Running(process, applier, chance)
+        self.running.append(running)
+        return running
+
+    def _take_over(self, old: Process) -> None:
+        """Another process starts and works while the old one stands in the middle of a call."""
+        world = self.world
+        if self.nested:
+            return
+        self.nested += 1
+        committing, world.committing = world.committing, None
+        try:
+            new = self._start()
+            for _ in range(self.rng.choice((1, 2, 5, 9))):
+                if not self._step(new):
+                    break
+        finally:
+            self.nested -= 1
+            world.committing = committing
+
+    def _step(self, running: Running) -> bool:
+        """One step of a process; False if it is no more."""
+        world = self.world
+        self.steps += 1
+        try:
+            progress = running.applier.step(0.2)
+        except Killed:
+            if running.process.alive:
+                raise Broken("a process died that is alive") from None
+        except Fenced as error:
+            owner = world.epochs[max(world.epochs)]
+            if owner == running.process.number:
+                raise Broken(f"process {owner} owns the source and was fenced: {error}") from error
+            world.say(f"[{running.process.number}] fenced")
+            world.end(running.process)
+        except IcelakeError as error:
+            raise Broken(f"process {running.process.number} refused: {type(error).__name__} {error}") from error
+        else:
+            world.say(f"[{running.process.number}] step: {progress.kind} at {progress.position:X} {progress.error or ''}")
+            return True
+        self.running.remove(running)
+        return False
+
+    # ---------------------------------------------------------------------------------------------------------- course
+
+    def run(self) -> None:
+        world, rng = self.world, self.rng
+        extra = 0
+        patience = 100
+        while True:
+            if world.transactions_left and rng.random() < 0.4:
+                for _ in range(rng.choice((1, 2, 4, 8))):
+                    world.transact()
+            world.time += rng.choice((0.0, 0.2, 1.2))
+            self._disturb()
+            self._newest_step()
+            for old in self.running[:-1]:
+                if rng.random() < 0.3:
+                    self._step(old)
+            if world.transactions_left or not (self._caught_up() or self.steps > patience):
+                continue
+            if sum(world.hits.values()) >= ENOUGH_FAULTS:
+                break
+            extra += 1
+            if extra > 20:
+                raise Broken("the schedule cannot strike enough faults")
+            patience = self.steps + 30
+            world.transactions_left += 3
+            call, fault = rng.choice((("storage.flush", "kill"), ("catalog.commit", "kill after"), ("stream.wait", "error")))
+            world.plan[call, world.counts[call] + 1 + rng.randrange(2)] = fault
+        self._come_to_rest()
+
+    def _disturb(self) -> None:
+        world, rng = self.world, self.rng
+        draw = rng.random()
+        if draw < 0.03:
+            world.postgres.other_activity()
+        elif draw < 0.05 and world.hold is not None:
+            world.hold.withdrawn = True
+        elif (world.hold is None or world.hold.answered or world.hold.withdrawn) and (draw < 0.08 or self._verify_planned()):
+            world.holds += 1
+            world.hold = Hold(f"hold-{world.holds}", world.time + rng.choice((2.0, 60.0, 60.0)))
+        elif draw < 0.1 and self.late_table and world.transactions_left < 30 and self.running:
+            # A table joins: the program is stopped in order and started again with it.
+            self.late_table = False
+            self.wanted = list(self.names)
+            self._stop(self.running[-1])
+        elif draw < 0.12 and self.running:
+            self._stop(self.running[-1])
+
+    def _verify_planned(self) -> bool:
+        """A fault is waiting in the conversation with ``verify``: somebody must begin one."""
+        return self.rng.random() < 0.3 and any(call in VERIFY for call, _ in self.world.plan)
+
+    def _stop(self, running: Running) -> None:
+        with contextlib.suppress(Killed):
+            running.applier.close()
+        self.world.end(running.process)
+        self.running.remove(running)
+
+    def _newest_step(self) -> None:
+        if not self.running or self.running[-1].process is not self.world.newest:
+            self._start()
+        self._step(self.running[-1])
+
+    def _caught_up(self) -> bool:
+        if not self.running or self.running[-1].process is not self.world.newest:
+            return False
+        applier = self.running[-1].applier
+        return applier.position >= self.world.postgres.history.ends[-1] and bool(applier.followed) and not applier.loading
+
+    def _come_to_rest(self) -> None:
+        """Faults end; whatever was under way lands; the mirror must now reach the source and every zombie its end."""
+        world = self.world
+        world.quiet = True
+        world.hold = None
+        self.wanted = list(self.names)
+        for request in world.late:
+            request.due = 0
+        world.tick()
+        if self.late_table and self.running:
+            self._stop(self.running[-1])
+        limit = self.steps + STEPS
+        while True:
+            if self.steps > limit:
+                raise Broken(f"no progress: {STEPS} steps did not bring the mirror to the source")
+            self._newest_step()
+            if not self.running:
+                continue
+            world.time += 0.5
+            self.running[-1].applier.run_to(world.postgres.wal)
+            if self._caught_up():
+                break
+        for old in list(self.running[:-1]):
+            for _ in range(60):
+                world.time += 5.0
+                if not self._step(old):
+                    break
+            else:
+                raise Broken(f"process {old.process.number} is a zombie and never notices")
+        self.checks.finish(self.wanted)
+
+
+def schedule(seed: int, trace: Callable[[str], None] | None = None) -> Result:
+    """Play one schedule. ``Result.error`` is None when every invariant held."""
+    play = Schedule(seed, trace)
+    result = Result(seed)
+    try:
+        play.run()
+    except Broken as error:
+        if trace is not None:
+            raise
+        result.error = f"Broken: {error}"
+    except Exception as error:
+        if trace is not None:
+            raise
+        result.error = f"{type(error).__name__}: {error}"
+    world = play.world
+    world.server.close()
+    result.hits = world.hits
+    result.faults = sum(world.hits.values())
+    result.transactions = len(world.postgres.log)
+    result.tables = len(play.names)
+    result.cuts = play.checks.cuts
+    result.processes = len(world.processes)
+    result.steps = play.steps
+    result.answers = play.checks.answers
+    return result

@@ -1,0 +1,64 @@
+"""Ten thousand schedules hold every invariant, and every planted bug breaks one.
+
+ICELAKE_SIM_SCHEDULES and ICELAKE_SIM_JOBS change how many, and on how many processes; ICELAKE_SIM_REPORT names a file for the
+figures. A failure names its seed: ``python -m tests.sim --seed N --trace`` plays it again, step by step.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sim.bugs import BUGS
+
+ROOT = Path(__file__).parents[2]
+SCHEDULES = int(os.environ.get("ICELAKE_SIM_SCHEDULES", "10000"))
+JOBS = os.environ.get("ICELAKE_SIM_JOBS", str(os.cpu_count() or 1))
+
+
+def _sim(*arguments: str) -> Any:
+    # A process of its own: the order of sets of strings is fixed there, and bugs are planted before the product is imported.
+    run = subprocess.run([sys.executable, "-m", "tests.sim", "--json", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert run.stdout, f"python -m tests.sim {' '.join(arguments)} ended with {run.returncode}"
+    return json.loads(run.stdout)
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(3000)
+def test_every_schedule_holds_every_invariant(capsys: pytest.CaptureFixture[str]) -> None:
+    document = _sim("--schedules", str(SCHEDULES), "--jobs", JOBS)
+    if report := os.environ.get("ICELAKE_SIM_REPORT"):
+        Path(report).write_text(json.dumps(document, indent=1))
+    with capsys.disabled():
+        print()
+        for pair, count in sorted(document["hits"].items()):
+            print(f"{count:8}  {pair}")
+        print(f"{document['schedules']} schedules in {document['seconds']} s, least {document['least']}, totals {document['totals']}")
+    assert document["failures"] == []
+    assert document["schedules"] == SCHEDULES
+    assert document["least"]["transactions"] >= 50
+    assert document["least"]["tables"] >= 3
+    assert document["least"]["faults"] >= 2
+    rare = {pair: count for pair, count in document["hits"].items() if count < min(100, SCHEDULES // 100)}
+    assert not rare, "fault pairs that hardly ever struck"
+
+
+@pytest.mark.sim
+@pytest.mark.timeout(3000)
+def test_every_planted_bug_is_caught_and_the_control_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(BUGS) >= 20
+    document = _sim("--bugs", "--jobs", JOBS)
+    with capsys.disabled():
+        print()
+        for entry in document["bugs"]:
+            print(f"{entry['bug']}: seed {entry['seed']}: {entry['error']}")
+    assert {entry["bug"] for entry in document["bugs"] if entry["seed"] is not None} == set(BUGS)
+    assert document["control"] == []
+
+
+def test_a_seed_plays_the_same_schedule_every_time() -> None:
+    assert _sim("--seed", "7") == _sim("--seed", "7")

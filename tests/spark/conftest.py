@@ -1,0 +1,101 @@
+"""``spark``: a Spark of our own for the tests that ask for it, on one core with a heap of 1 GB.
+
+Promises the versions locked in ``requirements-spark.lock`` and ``jgo.lock.toml`` whatever else is installed or set in the
+environment, and a JVM that is gone with the tests, or with their process if that is killed. Needs Java 17 or 21 (Spark 4.1 does not
+start on 25) with its vector module. What is absent is for ``lacking`` to judge; a jar that is not the locked one is a failure.
+"""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Lacking
+
+JAVA = (17, 21)
+LOCK = Path(__file__).with_name("jgo.lock.toml")
+
+
+def java_home() -> Path | None:
+    """The first of JAVA_HOME, ``java`` on PATH and /usr/lib/jvm that Spark runs on."""
+    places = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
+    if on_path := shutil.which("java"):
+        places.append(Path(on_path).resolve().parent.parent)
+    places += sorted(Path("/usr/lib/jvm").glob("*"))
+    for place in places:
+        java = place / "bin" / "java"
+        if not os.access(java, os.X_OK):
+            continue
+        said = subprocess.run([java, "--add-modules=jdk.incubator.vector", "-version"], capture_output=True, text=True)
+        version = re.search(r'version "(\d+)', said.stderr)
+        if said.returncode == 0 and version and int(version[1]) in JAVA:
+            return place
+    return None
+
+
+def locked_jars(jgo_maven: Any, jgo_env: Any, repository: Path) -> list[Path]:
+    """The jars of the lock file, downloaded to ``repository`` unless they are there, each with the locked SHA-256."""
+    lock = jgo_env.LockFile.load(LOCK)
+    maven = jgo_maven.MavenContext(repo_cache=repository)
+    jars = [maven.project(jar.groupId, jar.artifactId).at_version(jar.version).artifact().resolve() for jar in lock.dependencies]
+    if wrong := lock.verify_checksums(repository):
+        for jar in jars:
+            jar.unlink()
+        pytest.fail(f"not what {LOCK.name} says, so removed (a broken download is mended by running again): {wrong}")
+    return jars
+
+
+@pytest.fixture(scope="session")
+def spark(lacking: Lacking, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A ``pyspark.sql.SparkSession`` with Iceberg in UTC, no catalog configured."""
+    home = java_home()
+    if home is None:
+        lacking("spark", f"no Java {' or '.join(map(str, JAVA))} in JAVA_HOME, on PATH or in /usr/lib/jvm")
+    try:
+        jgo_maven, jgo_env, pyspark = map(importlib.import_module, ("jgo.maven", "jgo.env", "pyspark.sql"))
+    except ImportError as error:
+        lacking("spark", f"{error}; make test-spark installs it")
+    try:
+        jars = locked_jars(jgo_maven, jgo_env, Path(sys.prefix) / "maven")
+    except (OSError, RuntimeError) as error:
+        lacking("spark", f"Iceberg for Spark can't be had: {error}")
+
+    folder = tmp_path_factory.mktemp("spark")
+    settings = {
+        "spark.driver.memory": "1g",
+        "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={folder} -XX:-UsePerfData",
+        "spark.jars": ",".join(map(str, jars)),
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.local.dir": str(folder),
+        "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "1",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        for name in list(os.environ):
+            if name.startswith(("SPARK_", "PYSPARK_", "HADOOP_", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS")):
+                environment.delenv(name)
+        environment.setenv("JAVA_HOME", str(home))
+        environment.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        builder = pyspark.SparkSession.builder.master("local[1]").appName("icelake-tests")
+        for name, value in settings.items():
+            builder = builder.config(name, value)
+        session = builder.getOrCreate()
+        gateway = session.sparkContext._gateway
+        yield session
+        session.stop()
+        gateway.shutdown()
+        # The JVM ends when its standard input does.
+        gateway.proc.stdin.close()
+        gateway.proc.wait(60)

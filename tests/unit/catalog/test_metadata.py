@@ -1,0 +1,271 @@
+"""Table metadata: requirements, updates, and what must never change under a reader."""
+
+import copy
+from typing import Any
+
+import pytest
+from pyiceberg.table.metadata import TableMetadataUtil
+
+from icelake.catalog.metadata import apply, check, new_table, with_history
+from icelake.errors import CommitConflict, ProjectError
+from icelake.ports import Json
+
+SCHEMA: Json = {
+    "type": "struct",
+    "fields": [
+        {"id": 1, "name": "id", "required": True, "type": "long"},
+        {
+            "id": 2,
+            "name": "tags",
+            "required": False,
+            "type": {"type": "list", "element-id": 7, "element": "string", "element-required": False},
+        },
+    ],
+    "identifier-field-ids": [1],
+}
+
+
+def table(**changes: Any) -> Json:
+    return {**new_table("u-1", "/lake/t", SCHEMA, {"a": "1"}, 1_000), **changes}
+
+
+def snapshot(ident: int, base: Json, **changes: Any) -> Json:
+    made = {
+        "snapshot-id": ident,
+        "sequence-number": base["last-sequence-number"] + 1,
+        "timestamp-ms": base["last-updated-ms"] + 10,
+        "manifest-list": f"/lake/t/metadata/{ident}.avro",
+        "summary": {"operation": "append"},
+        "schema-id": 0,
+        "first-row-id": base["next-row-id"],
+        "added-rows": 5,
+    }
+    return {key: value for key, value in {**made, **changes}.items() if value is not None}
+
+
+def add(base: Json, ident: int, now_ms: int = 0, **changes: Any) -> Json:
+    return apply(base, [{"action": "add-snapshot", "snapshot": snapshot(ident, base, **changes)}, main(ident)], now_ms)
+
+
+def main(ident: int) -> Json:
+    return {"action": "set-snapshot-ref", "ref-name": "main", "type": "branch", "snapshot-id": ident}
+
+
+def test_a_new_table_is_version_3_and_empty() -> None:
+    new = table()
+    assert new["format-version"] == 3
+    assert new["last-column-id"] == 7
+    assert (new["last-sequence-number"], new["next-row-id"], new["last-partition-id"]) == (0, 0, 999)
+    assert "current-snapshot-id" not in new
+    assert new["schemas"][0]["schema-id"] == 0
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "list"},
+        {"type": "struct", "fields": [{"id": 1, "name": "a", "type": "int"}, {"id": 1, "name": "b", "type": "int"}]},
+        {"type": "struct", "fields": [{"id": 1, "name": "a", "type": "int"}, {"id": 2, "name": "a", "type": "int"}]},
+        {"type": "struct", "fields": [{"id": 1, "name": "a", "type": "int"}], "identifier-field-ids": [2]},
+    ],
+)
+def test_a_schema_that_contradicts_itself_is_refused(schema: Json) -> None:
+    with pytest.raises(ProjectError):
+        new_table("u", "/l", schema, {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("requirement", "holds"),
+    [
+        ({"type": "assert-table-uuid", "uuid": "U-1"}, True),
+        ({"type": "assert-table-uuid", "uuid": "u-2"}, False),
+        ({"type": "assert-create"}, False),
+        ({"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": 11}, True),
+        ({"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": 12}, False),
+        ({"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": None}, False),
+        ({"type": "assert-ref-snapshot-id", "ref": "other", "snapshot-id": None}, True),
+        ({"type": "assert-ref-snapshot-id", "ref": "other", "snapshot-id": 11}, False),
+        ({"type": "assert-current-schema-id", "current-schema-id": 0}, True),
+        ({"type": "assert-current-schema-id", "current-schema-id": 1}, False),
+        ({"type": "assert-last-assigned-field-id", "last-assigned-field-id": 7}, True),
+        ({"type": "assert-last-assigned-field-id", "last-assigned-field-id": 8}, False),
+        ({"type": "assert-default-spec-id", "default-spec-id": 0}, True),
+        ({"type": "assert-default-spec-id", "default-spec-id": 1}, False),
+        ({"type": "assert-default-sort-order-id", "default-sort-order-id": 0}, True),
+        ({"type": "assert-default-sort-order-id", "default-sort-order-id": 1}, False),
+        ({"type": "assert-last-assigned-partition-id", "last-assigned-partition-id": 999}, True),
+        ({"type": "assert-last-assigned-partition-id", "last-assigned-partition-id": 1000}, False),
+    ],
+)
+def test_requirements(requirement: Json, holds: bool) -> None:
+    metadata = add(table(), 11)
+    if holds:
+        check(metadata, [requirement])
+    else:
+        with pytest.raises(CommitConflict, match=requirement["type"]):
+            check(metadata, [requirement])
+
+
+def test_requirements_of_a_table_that_is_not_there() -> None:
+    check(None, [{"type": "assert-create"}])
+    with pytest.raises(CommitConflict):
+        check(None, [{"type": "assert-table-uuid", "uuid": "u-1"}])
+    with pytest.raises(ProjectError):
+        check(table(), [{"type": "assert-something-new"}])
+
+
+def test_add_snapshot_moves_everything_it_must() -> None:
+    base = table()
+    before = copy.deepcopy(base)
+    new = add(base, 11, now_ms=5_000)
+    assert base == before
+    assert new["current-snapshot-id"] == 11
+    assert new["refs"] == {"main": {"type": "branch", "snapshot-id": 11}}
+    assert new["last-sequence-number"] == 1
+    assert new["next-row-id"] == 5
+    assert new["snapshot-log"] == [{"timestamp-ms": 1_010, "snapshot-id": 11}]
+    assert new["last-updated-ms"] == 5_000
+    assert new["schemas"] is base["schemas"]  # what a commit does not touch is not copied
+    # The clock went back: time in the metadata does not.
+    newer = add(new, 12, now_ms=3)
+    assert newer["last-updated-ms"] == 5_010
+    assert newer["snapshots"][0] is new["snapshots"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"sequence-number": 1}, CommitConflict),
+        ({"sequence-number": 3}, CommitConflict),
+        ({"first-row-id": 4}, CommitConflict),
+        ({"first-row-id": 6}, CommitConflict),
+        ({"snapshot-id": 11}, CommitConflict),
+        ({"first-row-id": None}, ProjectError),
+        ({"added-rows": None}, ProjectError),
+        ({"added-rows": -1}, ProjectError),
+        ({"added-rows": "5"}, ProjectError),
+        ({"sequence-number": None}, ProjectError),
+        ({"summary": None}, ProjectError),
+        ({"summary": {}}, ProjectError),
+        ({"manifest-list": None}, ProjectError),
+        ({"timestamp-ms": 1_009}, ProjectError),
+        ({"schema-id": 1}, ProjectError),
+    ],
+)
+def test_a_snapshot_that_does_not_follow_is_refused(changes: Json, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        add(add(table(), 11), 12, **changes)
+
+
+def test_rolling_main_back_and_a_tag() -> None:
+    metadata = add(add(table(), 11), 12)
+    rolled = apply(metadata, [main(11), {"action": "set-snapshot-ref", "ref-name": "v1", "type": "tag", "snapshot-id": 12}], 9_000)
+    assert rolled["current-snapshot-id"] == 11
+    assert [entry["snapshot-id"] for entry in rolled["snapshot-log"]] == [11, 12, 11]
+    assert rolled["snapshot-log"][-1]["timestamp-ms"] == 9_000
+    untagged = apply(rolled, [{"action": "remove-snapshot-ref", "ref-name": "v1"}], 0)
+    assert set(untagged["refs"]) == {"main"}
+    with pytest.raises(CommitConflict):
+        apply(metadata, [main(99)], 0)
+    with pytest.raises(ProjectError):
+        apply(metadata, [{"action": "set-snapshot-ref", "ref-name": "main", "type": "tag", "snapshot-id": 11}], 0)
+
+
+def test_removing_snapshots_cuts_the_log_at_the_gap_and_never_takes_a_ref() -> None:
+    metadata = table()
+    for ident in (11, 12, 13, 14):
+        metadata = add(metadata, ident)
+    statistics: list[Json] = [
+        {"snapshot-id": ident, "statistics-path": "p", "file-size-in-bytes": 1, "file-footer-size-in-bytes": 1, "blob-metadata": []}
+        for ident in (12, 13)
+    ]
+    metadata = apply(metadata, [{"action": "set-statistics", "statistics": entry} for entry in statistics], 0)
+    thinned = apply(metadata, [{"action": "remove-snapshots", "snapshot-ids": [12, 99]}], 0)
+    assert [one["snapshot-id"] for one in thinned["snapshots"]] == [11, 13, 14]
+    assert [entry["snapshot-id"] for entry in thinned["snapshot-log"]] == [13, 14]
+    assert [entry["snapshot-id"] for entry in thinned["statistics"]] == [13]
+    with pytest.raises(CommitConflict, match="main is at"):
+        apply(metadata, [{"action": "remove-snapshots", "snapshot-ids": [14]}], 0)
+
+
+def test_removing_main_leaves_an_empty_table() -> None:
+    emptied = apply(add(table(), 11), [{"action": "remove-snapshot-ref", "ref-name": "main"}], 0)
+    assert "current-snapshot-id" not in emptied
+    assert emptied["snapshot-log"] == []
+    gone = apply(emptied, [{"action": "remove-snapshots", "snapshot-ids": [11]}], 0)
+    assert (gone["snapshots"], gone["next-row-id"], gone["last-sequence-number"]) == ([], 5, 1)
+
+
+def test_properties() -> None:
+    updates: list[Json] = [{"action": "set-properties", "updates": {"b": "2"}}, {"action": "remove-properties", "removals": ["a", "zz"]}]
+    assert apply(table(), updates, 0)["properties"] == {"b": "2"}
+    with pytest.raises(ProjectError):
+        apply(table(), [{"action": "set-properties", "updates": {"b": 2}}], 0)
+
+
+def test_schemas_specs_and_orders() -> None:
+    wider = {**SCHEMA, "fields": [*SCHEMA["fields"], {"id": 8, "name": "c", "required": False, "type": "int"}]}
+    current: Json = {"action": "set-current-schema", "schema-id": -1}
+    metadata = apply(table(), [{"action": "add-schema", "schema": wider}, current], 0)
+    assert (metadata["current-schema-id"], metadata["last-column-id"]) == (1, 8)
+    back = apply(metadata, [{"action": "add-schema", "schema": SCHEMA}, current], 0)
+    assert (back["current-schema-id"], len(back["schemas"])) == (0, 2)
+    fewer = apply(back, [{"action": "remove-schemas", "schema-ids": [1]}], 0)
+    assert [schema["schema-id"] for schema in fewer["schemas"]] == [0]
+    spec: Json = {"fields": [{"source-id": 1, "transform": "bucket[4]", "name": "id_bucket"}]}
+    metadata = apply(metadata, [{"action": "add-spec", "spec": spec}, {"action": "set-default-spec", "spec-id": -1}], 0)
+    assert (metadata["default-spec-id"], metadata["last-partition-id"]) == (1, 1000)
+    assert metadata["partition-specs"][1]["fields"][0]["field-id"] == 1000
+    order: Json = {"fields": [{"source-id": 1, "transform": "identity", "direction": "asc", "null-order": "nulls-first"}]}
+    steps: list[Json] = [{"action": "add-sort-order", "sort-order": order}, {"action": "set-default-sort-order", "sort-order-id": -1}]
+    metadata = apply(metadata, steps, 0)
+    assert metadata["default-sort-order-id"] == 1
+    for wrong in (
+        [{"action": "set-current-schema", "schema-id": -1}],
+        [{"action": "set-current-schema", "schema-id": 9}],
+        [{"action": "remove-schemas", "schema-ids": [1]}],
+        [{"action": "remove-partition-specs", "spec-ids": [1]}],
+    ):
+        with pytest.raises(ProjectError):
+            apply(metadata, wrong, 0)
+
+
+def test_identity_and_version_never_change() -> None:
+    same: list[Json] = [{"action": "assign-uuid", "uuid": "u-1"}, {"action": "upgrade-format-version", "format-version": 3}]
+    assert apply(table(), same, 0) == table()
+    with pytest.raises(CommitConflict):
+        apply(table(), [{"action": "assign-uuid", "uuid": "u-2"}], 0)
+    with pytest.raises(ProjectError):
+        apply(table(), [{"action": "upgrade-format-version", "format-version": 2}], 0)
+    assert apply(table(), [{"action": "set-location", "location": "/other/"}], 0)["location"] == "/other"
+
+
+@pytest.mark.parametrize(
+    "update", [{"action": "drop-everything"}, {}, {"action": 3}, {"action": "add-snapshot"}, {"action": "set-properties"}]
+)
+def test_an_update_that_is_not_understood_is_refused(update: Json) -> None:
+    with pytest.raises(ProjectError):
+        apply(table(), [update], 0)
+
+
+def test_history_keeps_the_last_files() -> None:
+    metadata = table(properties={"write.metadata.previous-versions-max": "2"})
+    dropped: list[str] = []
+    for number in range(4):
+        metadata, gone = with_history(metadata, f"f{number}", add(metadata, number + 1))
+        dropped += gone
+    assert [entry["metadata-file"] for entry in metadata["metadata-log"]] == ["f2", "f3"]
+    assert dropped == ["f0", "f1"]
+
+
+def test_pyiceberg_understands_the_metadata() -> None:
+    metadata = table(**{"table-uuid": "f0e4c2f7-0000-4000-8000-000000000001"})
+    assert TableMetadataUtil.parse_obj(metadata).current_snapshot() is None
+    metadata = add(add(metadata, 11), 12)
+    metadata = apply(metadata, [{"action": "remove-snapshots", "snapshot-ids": [11]}, {"action": "add-schema", "schema": SCHEMA}], 0)
+    metadata, _ = with_history(table(), "/lake/t/metadata/00000-a.metadata.json", metadata)
+    parsed = TableMetadataUtil.parse_obj(metadata)
+    current = parsed.current_snapshot()
+    assert current is not None
+    assert (current.snapshot_id, current.sequence_number, parsed.format_version) == (12, 2, 3)
+    assert [entry.snapshot_id for entry in parsed.snapshot_log] == [12]

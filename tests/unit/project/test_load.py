@@ -1,0 +1,176 @@
+"""A project file of nonsense is told file, line, key and the valid choices; a good one becomes frozen values."""
+
+import dataclasses
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icelake.errors import ProjectError
+from icelake.project import FILE, Secret, Thinning, load_project
+
+GOOD = """\
+# a shop
+[project]
+name = "shop"
+
+[sources.shop]
+dsn = { env = "SHOP_DSN" }
+tables = ["public.*"]
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / FILE
+    file.write_text(text)
+    return file
+
+
+def test_the_smallest_file_and_its_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD)
+    project = load_project(tmp_path)
+    assert project == load_project(file)
+    assert (project.file, project.name, project.profile, project.lake) == (file, "shop", "embedded", tmp_path / "lake")
+    source = project.sources["shop"]
+    assert (source.name, source.dsn, source.tables, source.exclude) == ("shop", Secret("env", "SHOP_DSN"), ("public.*",), ())
+    assert project.commit.interval_ms == 1000
+    assert project.retention.keep_all == 60
+    assert project.retention.thin[0] == Thinning(10, 600)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        project.name = "other"  # type: ignore[misc]
+
+
+def test_everything_that_can_be_said(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        """
+[project]
+name = "a-b"
+profile = "embedded"
+[lake]
+folder = "/data/lake"
+[sources.one]
+dsn = "host=x"
+tables = ["public.*", "crm.people"]
+exclude = ["public.audit"]
+[sources.two]
+dsn = { file = "two.dsn" }
+tables = ["sales.orders"]
+[tables."crm.people"]
+readers = ["duckdb", "spark"]
+on_value_error = "stop"
+[commit]
+interval_ms = 250
+batch_mb = 64
+[retention]
+keep_all = "2m"
+thin = [["1m", "1h"], ["1d", "400d"]]
+[query]
+memory_limit = "1.5GB"
+""",
+    )
+    project = load_project(tmp_path)
+    assert project.lake == Path("/data/lake")
+    assert project.sources["two"].dsn == Secret("file", str(tmp_path / "two.dsn"))
+    assert project.tables["crm.people"].readers == ("duckdb", "spark")
+    assert (project.commit.interval_ms, project.commit.batch_mb, project.query.memory_limit) == (250, 64, "1.5GB")
+    assert project.retention.thin == (Thinning(60, 3600), Thinning(86400, 400 * 86400))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "line", "says"),
+    [
+        (("[project]", "[projct]"), "PROJECT_UNKNOWN_KEY", 2, ["projct", "did you mean project?", "valid here: project, lake, sources"]),
+        (('name = "shop"', ""), "PROJECT_MISSING_KEY", 2, ["project.name", 'name = "shop"']),
+        (('name = "shop"', "name = 7"), "PROJECT_BAD_VALUE", 3, ["project.name", "string", "not an integer"]),
+        (('name = "shop"', 'name = "My Shop"'), "PROJECT_BAD_VALUE", 3, ["'My Shop' is not a name", "lower-case"]),
+        (
+            ('name = "shop"', 'name = "shop"\nprofile = "stak"'),
+            "PROJECT_BAD_VALUE",
+            4,
+            ["did you mean stack?", "embedded, stack, external"],
+        ),
+        (('name = "shop"', 'name = "shop"\nprofile = "stack"'), "PROJECT_PROFILE_NOT_BUILT", 4, ["not in this version", "embedded"]),
+        (("[sources.shop]", "[sources.Shop]"), "PROJECT_BAD_VALUE", 5, ["sources.Shop", "not a name"]),
+        (('dsn = { env = "SHOP_DSN" }', ""), "PROJECT_MISSING_KEY", 5, ["sources.shop.dsn", 'env = "SHOP_DSN"']),
+        (('{ env = "SHOP_DSN" }', "12"), "PROJECT_BAD_VALUE", 6, ["sources.shop.dsn", "not an integer"]),
+        (('{ env = "SHOP_DSN" }', '""'), "PROJECT_BAD_VALUE", 6, ["sources.shop.dsn", "empty"]),
+        (('{ env = "SHOP_DSN" }', "{ }"), "PROJECT_BAD_VALUE", 6, ["sources.shop.dsn", "one place"]),
+        (('{ env = "SHOP_DSN" }', '{ env = "A", file = "b" }'), "PROJECT_BAD_VALUE", 6, ["one place"]),
+        (('{ env = "SHOP_DSN" }', '{ enc = "A" }'), "PROJECT_UNKNOWN_KEY", 6, ["dsn.enc", "did you mean env?", "env, file"]),
+        (('["public.*"]', '"public.*"'), "PROJECT_BAD_VALUE", 7, ["sources.shop.tables", "not a string"]),
+        (('["public.*"]', "[]"), "PROJECT_BAD_VALUE", 7, ["sources.shop.tables", "at least 1"]),
+        (('["public.*"]', '["orders"]'), "PROJECT_BAD_VALUE", 7, ["schema.table or schema.*"]),
+        (("tables =", "tabels ="), "PROJECT_UNKNOWN_KEY", 7, ["tabels", "did you mean tables?", "and 1 more"]),
+        (("# a shop", "[lake]\nfolder = 's3://bucket'"), "PROJECT_BAD_VALUE", 2, ["lake.folder", "local folder"]),
+        (("# a shop", "[commit]\ninterval_ms = 0"), "PROJECT_BAD_VALUE", 2, ["commit.interval_ms", "50"]),
+        (("# a shop", "[commit]\ninterval_ms = true"), "PROJECT_BAD_VALUE", 2, ["integer", "not a boolean"]),
+        (("# a shop", "[retention]\nkeep_all = '10 fortnights'"), "PROJECT_BAD_VALUE", 2, ["s, m, h or d"]),
+        (("# a shop", "[retention]\nthin = [['1s', '10s']]"), "PROJECT_BAD_VALUE", 2, ["ages and steps must grow"]),
+        (("# a shop", "[retention]\nthin = [['7s', '2m'], ['10s', '3m']]"), "PROJECT_BAD_VALUE", 2, ["divide the next"]),
+        (("# a shop", "[query]\nmemory_limit = 'lots'"), "PROJECT_BAD_VALUE", 2, ["512MB"]),
+        (
+            ("# a shop", '[tables."public.x"]\nreaders = ["duckdb", "sparc"]'),
+            "PROJECT_BAD_VALUE",
+            2,
+            ["did you mean spark?", "duckdb, flink"],
+        ),
+        (
+            ("# a shop", '[tables."public.x"]\non_value_error = "skip"'),
+            "PROJECT_BAD_VALUE",
+            2,
+            ["'skip' is not a choice", "choose of: stop"],
+        ),
+        (("# a shop", '[tables."crm.x"]\nreaders = ["duckdb"]'), "PROJECT_TABLE_NOT_MIRRORED", 1, ['tables."crm.x"', "public.*"]),
+        (("# a shop", "x = = 1"), "PROJECT_SYNTAX", 1, ["not TOML"]),
+        (("# a shop", "x = '''"), "PROJECT_SYNTAX", 7, ["not TOML"]),
+    ],
+)
+def test_nonsense(tmp_path: Path, change: tuple[str, str], code: str, line: int, says: list[str]) -> None:
+    assert change[0] in GOOD
+    file = write(tmp_path, GOOD.replace(*change, 1))
+    with pytest.raises(ProjectError) as error:
+        load_project(tmp_path)
+    text = str(error.value)
+    assert error.value.code == code
+    assert f"{file}:{line}:" in text
+    for words in says:
+        assert words in text, text
+    assert "_Reference" not in text
+    assert "[key]" not in text
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ProjectError, match=r"PROJECT_NOT_FOUND.*icelake\.toml\n.*icelake init"):
+        load_project(tmp_path)
+
+
+def test_no_sources(tmp_path: Path) -> None:
+    write(tmp_path, '[project]\nname = "x"\n')
+    with pytest.raises(ProjectError, match=r"PROJECT_MISSING_KEY.*sources"):
+        load_project(tmp_path)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b'[project]\nname = "\xff"\n')
+    with pytest.raises(ProjectError, match="UTF-8"):
+        load_project(tmp_path)
+
+
+def test_a_profile_may_be_chosen_from_outside(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    assert load_project(tmp_path, "embedded").profile == "embedded"
+    with pytest.raises(ProjectError, match="PROJECT_PROFILE_NOT_BUILT"):
+        load_project(tmp_path, "external")
+    with pytest.raises(ProjectError, match=r"did you mean embedded\?"):
+        load_project(tmp_path, "embeded")
+
+
+@given(st.text(max_size=200) | st.sampled_from(GOOD.splitlines()).flatmap(lambda line: st.just(GOOD.replace(line, line[::-1]))))
+def test_any_text_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.toml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with suppress(ProjectError):
+        load_project(file)

@@ -1,0 +1,184 @@
+"""Which tables of a real server can be mirrored, and in which words the others are refused."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+import pytest
+
+from icelake.model.relation import Column, Refusal, Relation
+from icelake.sources.postgres.schema import describe, describe_oid, differences
+from icelake.sources.postgres.server import PostgresSource
+from icelake.sources.postgres.session import Connection, connect
+from icelake.stack.postgres import Postgres
+
+SETUP = """
+create schema s; create schema icelake; create schema nothing;
+create table s.plain (id bigint primary key, "Name" varchar(20) not null, price numeric(12,2), gone int, note text);
+alter table s.plain drop column gone;
+create table s."odd.name ""x" (b int, a text, v bool, primary key (a, b) include (v));
+create table s.identity_full (id int primary key); alter table s.identity_full replica identity full;
+create table s.generated (id int primary key, double_id int generated always as (id * 2) stored, lazy int generated always as (id + 1));
+create table s.posix_key (id text collate "POSIX" primary key);
+create table s.wide_number (id numeric primary key, big numeric(50,3));
+create table s.no_key (id int);
+create table s.deferrable_key (id int primary key deferrable);
+create table s.identity_nothing (id int primary key); alter table s.identity_nothing replica identity nothing;
+create table s.identity_index (id int primary key, u int not null unique);
+alter table s.identity_index replica identity using index identity_index_u_key;
+create unlogged table s.unlogged (id int primary key);
+create table s.parted (id int primary key) partition by range (id);
+create table s.leaf partition of s.parted for values from (0) to (10);
+create table s.parent (id int primary key); create table s.child (primary key (id)) inherits (s.parent);
+create view s.seen as select 1 as id;
+create materialized view s.kept as select 1 as id;
+create sequence s.counter;
+create domain s.positive as int check (value > 0); create type s.mood as enum ('sad', 'ok');
+create table s.typed (id int primary key, p s.positive, m s.mood, tags text[], span int4range, stay interval);
+create table s.float_key (id float8 primary key);
+create table s.bytes_key (id bytea primary key);
+create table s.json_key (id jsonb primary key);
+create table s.generated_key (id int, twice int generated always as (id * 2) stored primary key);
+create table s.reserved (id int primary key, _row_id bigint);
+create table s.secret (id int primary key, code text);
+create table s.policed (id int primary key); alter table s.policed enable row level security;
+create table icelake.mine (id int primary key);
+create role clerk login password 'x'; grant usage on schema s to clerk;
+grant select on all tables in schema s to clerk; revoke select on s.secret from clerk; grant select (id) on s.secret to clerk;
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with Postgres(settings={"fsync": "off"}) as running:
+        with psycopg.connect(running.dsn, autocommit=True) as session:
+            session.execute(SETUP)
+        yield running
+
+
+@pytest.fixture
+def session(server: Postgres) -> Iterator[Connection]:
+    with connect(server.dsn) as running:
+        yield running
+
+
+def only(session: Connection, name: str) -> Relation | Refusal:
+    (found,) = describe(session, [f"s.{name}"])
+    assert (found.schema, found.name) == ("s", name)
+    return found
+
+
+def test_a_plain_table_by_attnum(session: Connection) -> None:
+    found = only(session, "plain")
+    assert isinstance(found, Relation)
+    assert found.columns == (
+        Column("id", 1, 20, -1, "bigint", "long", False),
+        Column("Name", 2, 1043, 24, "character varying(20)", "string", False),
+        Column("price", 3, 1700, (12 << 16 | 2) + 4, "numeric(12,2)", "decimal(12,2)", True),
+        Column("note", 5, 25, -1, "text", "string", True),
+    )
+    assert (found.key, found.key_is_ordered) == (("id",), True)
+
+
+def test_the_key_in_its_own_order_without_included_columns(session: Connection) -> None:
+    found = only(session, 'odd.name "x')
+    assert isinstance(found, Relation)
+    assert found.key == ("a", "b")
+
+
+def test_full_identity_is_fine_and_generated_columns_are_left_out(session: Connection) -> None:
+    assert isinstance(only(session, "identity_full"), Relation)
+    found = only(session, "generated")
+    assert isinstance(found, Relation)
+    assert [column.name for column in found.columns] == ["id"]
+
+
+def test_whether_a_key_is_ordered_goes_by_its_collation(session: Connection) -> None:
+    ordered = {}
+    for name in ("posix_key", 'odd.name "x', "wide_number"):
+        found = only(session, name)
+        assert isinstance(found, Relation)
+        ordered[name] = found.key_is_ordered
+    # The database's own collation is the builtin C.UTF-8, which compares bytes.
+    assert ordered == {"posix_key": True, 'odd.name "x': True, "wide_number": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("no_key", "NO_PRIMARY_KEY", "no primary key"),
+        ("deferrable_key", "DEFERRABLE_PRIMARY_KEY", "deferrable"),
+        ("identity_nothing", "REPLICA_IDENTITY", "NOTHING"),
+        ("identity_index", "REPLICA_IDENTITY", "USING INDEX"),
+        ("unlogged", "NOT_A_PLAIN_TABLE", "unlogged"),
+        ("parted", "NOT_A_PLAIN_TABLE", "partitioned"),
+        ("leaf", "NOT_A_PLAIN_TABLE", "a partition"),
+        ("parent", "NOT_A_PLAIN_TABLE", "inheritance"),
+        ("child", "NOT_A_PLAIN_TABLE", "inheritance"),
+        ("seen", "NOT_A_PLAIN_TABLE", "a view"),
+        ("kept", "NOT_A_PLAIN_TABLE", "materialized"),
+        ("counter", "NOT_A_PLAIN_TABLE", "sequence"),
+        (
+            "typed",
+            "UNSUPPORTED_COLUMN_TYPE",
+            "p s.positive (a domain), m s.mood (an enum), tags text[] (an array), span int4range (a range)",
+        ),
+        ("float_key", "UNSUPPORTED_KEY", "double precision"),
+        ("bytes_key", "UNSUPPORTED_KEY", "bytea"),
+        ("json_key", "UNSUPPORTED_KEY", "jsonb"),
+        ("generated_key", "GENERATED_KEY", "generated"),
+        ("reserved", "RESERVED_COLUMN_NAME", "_row_id"),
+        ("absent", "TABLE_NOT_FOUND", "no such table"),
+    ],
+)
+def test_refusals(session: Connection, name: str, code: str, words: str) -> None:
+    found = only(session, name)
+    assert isinstance(found, Refusal)
+    assert found.code == code
+    assert words in found.why
+    assert found.fix
+
+
+def test_what_this_role_may_not_see(server: Postgres) -> None:
+    with connect(server.dsn.replace("postgres:" + server.password, "clerk:x")) as clerk:
+        secret, policed, mine = describe(clerk, ["s.secret", "s.policed", "s.plain"])
+        assert isinstance(secret, Refusal | Relation)
+        by_name = {found.name: found for found in (secret, policed, mine)}
+        assert isinstance(by_name["plain"], Relation)
+        hidden, rows = by_name["secret"], by_name["policed"]
+        assert isinstance(hidden, Refusal)
+        assert (hidden.code, "code" in hidden.why, 'TO "clerk"' in hidden.fix) == ("NO_SELECT_PRIVILEGE", True, True)
+        assert isinstance(rows, Refusal)
+        assert rows.code == "ROW_SECURITY"
+
+
+def test_patterns(server: Postgres, session: Connection) -> None:
+    source = PostgresSource(server.dsn)
+    found = source.describe(["s.*", "s.plain", "s.seen", "nothing.*", "icelake.mine", "plain", "pg_catalog.pg_class"])
+    names = [(table.schema, table.name) for table in found]
+    assert len(names) == len(set(names))
+    codes = {f"{table.schema}.{table.name}": table.code for table in found if isinstance(table, Refusal)}
+    assert codes["icelake.mine"] == "RESERVED_SCHEMA"
+    assert codes["pg_catalog.pg_class"] == "SYSTEM_TABLE"
+    assert codes["nothing.*"] == "TABLE_NOT_FOUND"
+    assert codes[".plain"] == "TABLE_NOT_FOUND"
+    assert ("s", "counter") not in names  # a schema's tables are not its sequences and views
+    assert ("s", "seen") in names  # unless one is named
+
+
+def test_differences_are_told_by_attnum(session: Connection) -> None:
+    held = only(session, "plain")
+    assert isinstance(held, Relation)
+    assert describe_oid(session, held.oid) == held
+    assert describe_oid(session, 1) is None
+    assert differences(held, held) == []
+    assert differences(held, None) == ["the table was dropped"]
+    first, second, third, fourth = held.columns
+    renamed = replace(held, columns=(first, second, third, replace(fourth, name="remark")))
+    assert differences(held, renamed) == ["column note is now called remark"]
+    again = replace(held, columns=(first, second, third, replace(fourth, attnum=6)))
+    assert differences(held, again) == ["column note was dropped", "column note (text) was added"]
+    retyped = replace(held, columns=(replace(first, type_oid=23, pg_type="integer"), second, third, fourth))
+    assert differences(held, retyped) == ["column id changed its type from bigint to integer"]
+    assert differences(held, replace(held, key=("Name",))) == ["the primary key is now (Name), it was (id)"]
+    assert differences(held, replace(held, oid=5)) == ["the table was dropped and made again"]

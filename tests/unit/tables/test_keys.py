@@ -1,0 +1,187 @@
+"""Key hashes: against a SipHash written from its paper, over every type, with nulls, slices and awkward column boundaries."""
+
+import decimal
+import random
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from icelake.errors import UnsupportedTable
+from icelake.ports import arrow_type
+from icelake.tables.keys import hash_keys
+
+SEED = (0x0706050403020100, 0x0F0E0D0C0B0A0908)
+MASK = (1 << 64) - 1
+
+
+def siphash(data: bytes, seed: tuple[int, int] = SEED) -> tuple[int, int]:
+    """SipHash-2-4-128 in plain Python."""
+
+    def rotate(x: int, by: int) -> int:
+        return (x << by | x >> (64 - by)) & MASK
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            v[0] = (v[0] + v[1]) & MASK
+            v[1] = rotate(v[1], 13) ^ v[0]
+            v[0] = rotate(v[0], 32)
+            v[2] = (v[2] + v[3]) & MASK
+            v[3] = rotate(v[3], 16) ^ v[2]
+            v[0] = (v[0] + v[3]) & MASK
+            v[3] = rotate(v[3], 21) ^ v[0]
+            v[2] = (v[2] + v[1]) & MASK
+            v[1] = rotate(v[1], 17) ^ v[2]
+            v[2] = rotate(v[2], 32)
+
+    v = [seed[0] ^ 0x736F6D6570736575, seed[1] ^ 0x646F72616E646F6D ^ 0xEE, seed[0] ^ 0x6C7967656E657261, seed[1] ^ 0x7465646279746573]
+    tail = data[len(data) // 8 * 8 :]
+    last = (len(data) & 255) << 56 | int.from_bytes(tail, "little")
+    for word in [*struct.unpack(f"<{len(data) // 8}Q", data[: len(data) // 8 * 8]), last]:
+        v[3] ^= word
+        rounds(2)
+        v[0] ^= word
+    v[2] ^= 0xEE
+    rounds(4)
+    first = v[0] ^ v[1] ^ v[2] ^ v[3]
+    v[1] ^= 0xDD
+    rounds(4)
+    return first, v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def test_the_reference_is_the_published_siphash() -> None:
+    # vectors_sip128[0] and [1] of the authors' test vectors: key 00..0f, input empty and 00.
+    assert struct.pack("<QQ", *siphash(b"")).hex() == "a3817f04ba25a8e66df67214c7550293"
+    assert struct.pack("<QQ", *siphash(b"\0")).hex() == "da87c1d86b99af44347659119b22fc45"
+
+
+def encode(value: Any, kind: pa.DataType) -> bytes:
+    """The canonical encoding, written from its description."""
+    if value is None:
+        return struct.pack("<Q", 0)
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        data = value.encode() if isinstance(value, str) else value
+        return struct.pack("<Q", 2 + len(data)) + data + bytes(-len(data) % 8)
+    if pa.types.is_floating(kind):
+        return struct.pack("<Qd", 1, value)
+    if pa.types.is_decimal(kind):
+        return struct.pack("<Q", 1) + int(value.scaleb(kind.scale, decimal.Context(prec=50))).to_bytes(16, "little", signed=True)
+    if pa.types.is_fixed_size_binary(kind):
+        return struct.pack("<Q", 1) + value
+    return struct.pack("<Qq", 1, int(value))
+
+
+VALUES: dict[str, list[Any]] = {
+    "boolean": [True, False, None, True],
+    "int": [0, -1, 2**31 - 1, None, -(2**31)],
+    "long": [0, -1, 2**63 - 1, None, -(2**63)],
+    "float": [0.5, -1.25, None, 3.0],
+    "double": [0.1, -1.25e300, None, float("inf")],
+    "string": ["", "a", None, "12345678", "123456789", "ünïcode " * 5],
+    "binary": [b"", b"\0", b"\0\0", None, b"x" * 1000],
+    "date": [0, -719162, None, 20000],
+    "time": [0, 86_399_999_999, None],
+    "timestamp": [0, -1, None, 2**60],
+    "timestamptz": [0, -1, None, 2**60],
+    "uuid": [bytes(range(16)), bytes(16), None, b"\xff" * 16],
+    "decimal(10,2)": [decimal.Decimal("1.25"), decimal.Decimal("-99999999.99"), None, decimal.Decimal(0)],
+    "decimal(38,0)": [decimal.Decimal(10**38 - 1), decimal.Decimal(-1), None],
+}
+
+
+def column(iceberg: str, values: list[Any]) -> pa.Array:
+    kind = arrow_type(iceberg)
+    storage = {"date": pa.int32(), "time": pa.int64(), "timestamp": pa.int64(), "timestamptz": pa.int64()}.get(iceberg)
+    return pa.array(values, storage).cast(kind) if storage is not None else pa.array(values, kind)
+
+
+def batch(**columns: pa.Array) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict(columns)
+
+
+@pytest.mark.parametrize("iceberg", VALUES)
+def test_every_type_is_hashed_as_described(iceberg: str) -> None:
+    values = VALUES[iceberg]
+    kind = arrow_type(iceberg)
+    both = batch(k=column(iceberg, values), again=column(iceberg, values[::-1]))
+    expected = [siphash(encode(a, kind) + encode(b, kind)) for a, b in zip(values, values[::-1], strict=True)]
+    assert [tuple(map(int, row)) for row in hash_keys(both, SEED)] == expected
+    assert len({row.tobytes() for row in hash_keys(batch(k=column(iceberg, values)), SEED)}) == len(set(values))
+
+
+@pytest.mark.parametrize("iceberg", VALUES)
+def test_a_slice_hashes_as_the_whole(iceberg: str) -> None:
+    values = [random.Random(7).choice(VALUES[iceberg]) for _ in range(40)] + VALUES[iceberg] * 5
+    for keys in (batch(k=column(iceberg, values)), batch(a=column(iceberg, values), b=column(iceberg, values))):
+        whole = hash_keys(keys, SEED)
+        for start in (0, 1, 7, 8, 9, 15, 31):
+            for length in (0, 1, 8, 13):
+                assert (hash_keys(keys.slice(start, length), SEED) == whole[start : start + length]).all()
+
+
+def test_a_single_integer_is_its_own_hash() -> None:
+    values = [5, -5, 0, None]
+    for kind in (pa.int32(), pa.int64()):
+        hashes = hash_keys(batch(k=pa.array(values, kind)), SEED)
+        assert hashes.view(np.int64).tolist() == [[5, 0], [-5, 0], [0, 0], [0, 1]]
+
+
+def test_columns_do_not_run_into_one_another() -> None:
+    rows = [
+        ("ab", "c"),
+        ("a", "bc"),
+        ("abc", ""),
+        ("", "abc"),
+        (None, "abc"),
+        ("abc", None),
+        (None, None),
+        ("", ""),
+        (None, ""),
+        ("", None),
+    ]
+    hashes = hash_keys(batch(a=pa.array([a for a, _ in rows]), b=pa.array([b for _, b in rows])), SEED)
+    assert len({row.tobytes() for row in hashes}) == len(rows)
+
+
+def test_widened_columns_keep_their_hashes() -> None:
+    other = pa.array(["x", "y"])
+    for narrow, wide, values in ((pa.int32(), pa.int64(), [-3, 7]), (pa.float32(), pa.float64(), [0.5, -2.0])):
+        before = hash_keys(batch(k=pa.array(values, narrow), o=other), SEED)
+        after = hash_keys(batch(k=pa.array(values, wide), o=other), SEED)
+        assert (before == after).all()
+
+
+def test_zeros_and_nans_are_one_key_each() -> None:
+    odd_nan = struct.unpack("<d", struct.pack("<Q", 0xFFF8_0000_0000_0001))[0]
+    hashes = hash_keys(batch(k=pa.array([0.0, -0.0, float("nan"), odd_nan], pa.float64())), SEED)
+    assert hashes[0].tolist() == hashes[1].tolist() != hashes[2].tolist() == hashes[3].tolist()
+
+
+def test_the_seed_matters_and_other_processes_agree() -> None:
+    keys = batch(k=pa.array(["a", "b"]))
+    here = hash_keys(keys, SEED)
+    assert (here != hash_keys(keys, (SEED[0] ^ 1, SEED[1]))).all()
+    program = (
+        "import pyarrow as pa; from icelake.tables.keys import hash_keys;"
+        f"print(hash_keys(pa.RecordBatch.from_pydict({{'k': pa.array(['a', 'b'])}}), {SEED}).tolist())"
+    )
+    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == str(here.tolist())
+
+
+def test_what_is_no_key_is_refused() -> None:
+    for keys in (batch(k=pa.array([[1]])), batch(k=pa.array([b"abc"], pa.binary(3)))):
+        with pytest.raises(UnsupportedTable):
+            hash_keys(keys, SEED)
+    with pytest.raises(UnsupportedTable):
+        hash_keys(pa.RecordBatch.from_pydict({}), SEED)
+
+
+def test_strings_without_bytes() -> None:
+    assert len(hash_keys(batch(k=pa.array([], pa.string())), SEED)) == 0
+    assert (hash_keys(batch(k=pa.array(["", ""])), SEED) == np.array(siphash(encode("", pa.string())), np.uint64)).all()
+    assert (hash_keys(batch(k=pa.nulls(2, pa.string())), SEED) == np.array(siphash(encode(None, pa.string())), np.uint64)).all()

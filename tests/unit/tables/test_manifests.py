@@ -1,0 +1,193 @@
+import contextlib
+import io
+import random
+from typing import Any
+
+import fastavro
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icelake.errors import Corrupt, ForeignChange
+from icelake.ports import Json
+from icelake.tables import manifests
+from icelake.tables.manifests import (
+    ADDED,
+    DELETED,
+    EXISTING,
+    Record,
+    decode_data_file,
+    decode_manifest,
+    decode_manifest_list,
+    encode_data_file,
+    encode_manifest,
+    encode_manifest_list,
+    entry_bytes,
+    inherit,
+    manifest_header,
+)
+from tests.unit.tables.mirror import SMALL, Mirror
+
+RECORD: Record = {
+    "content": 0,
+    "file_path": "/lake/data/a.parquet",
+    "file_format": "PARQUET",
+    "partition": {},
+    "record_count": 10,
+    "file_size_in_bytes": 1234,
+    "value_counts": [{"key": 1, "value": 10}],
+    "lower_bounds": [{"key": 1, "value": b"\x00"}],
+    "split_offsets": [4],
+    "first_row_id": 7,
+}
+HEADER = {"schema": b"{}", "content": b"data"}
+
+
+def test_a_data_file_comes_back_with_null_for_what_it_has_not() -> None:
+    found = decode_data_file(encode_data_file(RECORD))
+    assert {name: value for name, value in found.items() if value is not None} == RECORD
+    assert found["referenced_data_file"] is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_fastavro_reads_our_container(count: int) -> None:
+    """Both codecs: small manifests are written plain, large ones deflated."""
+    body = encode_data_file(RECORD)
+    entries = [entry_bytes(EXISTING, 5, (number, number), body) for number in range(count)]
+    file = encode_manifest(HEADER, entries)
+    reader = fastavro.reader(io.BytesIO(file))
+    theirs = list(reader)
+    header, ours = decode_manifest(file, "x")
+    assert theirs == ours
+    assert len(ours) == count
+    assert [entry["sequence_number"] for entry in ours] == list(range(count))
+    assert header["content"] == b"data"
+    assert reader.metadata["content"] == "data"
+    assert reader.metadata["avro.codec"] == ("deflate" if count > 100 else "null")
+
+
+def test_every_field_of_the_written_schema_has_the_spec_s_id() -> None:
+    reader = fastavro.reader(io.BytesIO(encode_manifest(HEADER, [])))
+    schema: Any = orjson.loads(reader.metadata["avro.schema"])
+    ids: dict[str, int] = {}
+
+    def walk(node: Json) -> None:
+        for field in node["fields"]:
+            ids[field["name"]] = field["field-id"]
+            kind = field["type"]
+            if isinstance(kind, list):
+                assert kind[0] == "null"
+                assert field["default"] is None
+                kind = kind[1]
+            if isinstance(kind, dict) and kind["type"] == "record":
+                walk(kind)
+
+    walk(schema)
+    assert ids == {
+        "status": 0, "snapshot_id": 1, "sequence_number": 3, "file_sequence_number": 4, "data_file": 2, "content": 134, "file_path": 100,
+        "file_format": 101, "partition": 102, "record_count": 103, "file_size_in_bytes": 104, "column_sizes": 108, "value_counts": 109,
+        "null_value_counts": 110, "nan_value_counts": 137, "lower_bounds": 125, "upper_bounds": 128, "key_metadata": 131,
+        "split_offsets": 132, "equality_ids": 135, "sort_order_id": 140, "first_row_id": 142, "referenced_data_file": 143,
+        "content_offset": 144, "content_size_in_bytes": 145,
+    }  # fmt: skip
+
+
+def test_headers_are_all_there() -> None:
+    mirror = Mirror(SMALL)
+    mirror.commit([(1, "a")])
+    mirror.commit([(1, "b"), (2, "b")])
+    head = mirror.head()
+    header, records = decode_manifest_list(mirror.storage.files[head["manifest-list"]], "x")
+    assert header == {
+        "snapshot-id": str(head["snapshot-id"]).encode(),
+        "parent-snapshot-id": str(head["parent-snapshot-id"]).encode(),
+        "sequence-number": b"2",
+        "first-row-id": b"1",
+        "format-version": b"3",
+    }
+    for record in records:
+        found, _ = decode_manifest(mirror.storage.files[record["manifest_path"]], "x")
+        assert found.keys() == {"schema", "schema-id", "partition-spec", "partition-spec-id", "format-version", "content"}
+        assert found == manifest_header(mirror.table.metadata, record["content"])
+
+
+def test_a_manifest_written_by_another_library_is_read() -> None:
+    schema = orjson.loads(fastavro.reader(io.BytesIO(encode_manifest(HEADER, []))).metadata["avro.schema"])
+    # Other writers leave out optional fields, and order the rest as they like.
+    data_file = next(field for field in schema["fields"] if field["name"] == "data_file")["type"]
+    data_file["fields"] = [field for field in reversed(data_file["fields"]) if field["name"] not in ("key_metadata", "split_offsets")]
+    out = io.BytesIO()
+    entry = {"status": 1, "snapshot_id": None, "sequence_number": None, "file_sequence_number": None, "data_file": RECORD}
+    fastavro.writer(out, schema, [entry] * 3, codec="deflate")
+    _, entries = decode_manifest(out.getvalue(), "x")
+    assert len(entries) == 3
+    assert entries[0]["data_file"]["record_count"] == 10
+    assert decode_data_file(encode_data_file(entries[0]["data_file"]))["lower_bounds"] == RECORD["lower_bounds"]
+
+
+@given(st.data())
+def test_damaged_manifests_are_never_half_read(data: st.DataObject) -> None:
+    body = encode_data_file(RECORD)
+    count = data.draw(st.sampled_from([1, 60]))
+    good = encode_manifest(HEADER, [entry_bytes(EXISTING, 5, (1, 1), body)] * count)
+    with pytest.raises(Corrupt):
+        decode_manifest(good[: data.draw(st.integers(0, len(good) - 1))], "x")
+    damaged = bytearray(good)
+    chance = random.Random(data.draw(st.integers()))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[chance.randrange(len(damaged))] ^= chance.randrange(1, 256)
+    # The only error there may be; a flipped bit inside a value cannot be seen here.
+    with contextlib.suppress(Corrupt):
+        decode_manifest(bytes(damaged), "x")
+
+
+def test_a_body_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = encode_data_file(RECORD)
+    file = encode_manifest(HEADER, [entry_bytes(EXISTING, 5, (1, 1), body)] * 500)
+    monkeypatch.setattr(manifests, "_MAX_BODY", 1000)
+    with pytest.raises(Corrupt, match="inflates"):
+        decode_manifest(file, "x")
+
+
+LISTED: Record = {"first_row_id": 100, "added_snapshot_id": 9, "sequence_number": 4}
+
+
+def entry(status: int, **file: Any) -> Record:
+    numbers = None if status == ADDED else 2
+    return {
+        "status": status,
+        "snapshot_id": None if status == ADDED else 3,
+        "sequence_number": numbers,
+        "file_sequence_number": numbers,
+        "data_file": {**RECORD, "first_row_id": None, **file},
+    }
+
+
+def test_new_entries_inherit_everything_from_their_manifest() -> None:
+    found = list(inherit(LISTED, [entry(EXISTING, first_row_id=5), entry(ADDED), entry(DELETED), entry(ADDED)], "x"))
+    assert [e["data_file"]["first_row_id"] for e in found] == [5, 100, None, 110]
+    assert [e["sequence_number"] for e in found] == [2, 4, 2, 4]
+    assert [e["file_sequence_number"] for e in found] == [2, 4, 2, 4]
+    assert [e["snapshot_id"] for e in found] == [3, 9, 3, 9]
+
+
+def test_old_entries_without_sequence_number_are_corrupt() -> None:
+    with pytest.raises(Corrupt, match="sequence_number"):
+        list(inherit(LISTED, [{**entry(EXISTING, first_row_id=1), "sequence_number": None}], "x"))
+
+
+def test_a_manifest_without_row_ids_is_corrupt() -> None:
+    with pytest.raises(Corrupt, match="first row id"):
+        list(inherit({**LISTED, "first_row_id": None}, [entry(ADDED)], "x"))
+
+
+@pytest.mark.parametrize("file", [{"content": 2}, {"content": 1, "file_format": "PARQUET"}])
+def test_other_kinds_of_deletes_are_foreign(file: Record) -> None:
+    with pytest.raises(ForeignChange):
+        list(inherit(LISTED, [entry(ADDED, **file)], "x"))
+
+
+def test_a_manifest_list_may_be_empty() -> None:
+    snapshot = {"snapshot-id": 1, "sequence-number": 1, "first-row-id": 0}
+    assert decode_manifest_list(encode_manifest_list(snapshot, []), "x")[1] == []

@@ -1,0 +1,111 @@
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from icelake.errors import Corrupt
+from icelake.model.marker import Marker
+from icelake.tables import rewrite as rewriting
+from icelake.tables.rewrite import choose, rewrite
+from tests.unit.tables.mirror import SMALL, Mirror
+
+
+def test_nothing_is_worth_rewriting_in_a_young_table() -> None:
+    mirror = Mirror(SMALL)
+    assert choose(mirror.table) == []
+    for key in range(7):
+        mirror.commit([(key, "x")])
+    assert choose(mirror.table) == []
+
+
+def test_eight_files_of_a_size_become_one() -> None:
+    mirror = Mirror(SMALL)
+    for key in range(8):
+        mirror.commit([(key, "x"), (100, str(key))])
+    head = mirror.compact()
+    assert head is not None
+    assert head["summary"]["operation"] == "replace"
+    assert len(mirror.table.files) == 1
+    assert head["summary"]["total-delete-files"] == "0"
+    assert head["summary"]["total-records"] == "9"
+    mirror.check()
+    assert choose(mirror.table) == []
+
+
+def test_rows_keep_their_ids_and_their_last_change() -> None:
+    mirror = Mirror(SMALL)
+    chance = random.Random(1)
+    for step in range(40):
+        put = {chance.randrange(60): str(step) for _ in range(4)}
+        gone = [key for key in chance.sample(sorted(mirror.model), min(1, len(mirror.model))) if key not in put]
+        mirror.commit(list(put.items()), gone)
+        mirror.compact()
+        mirror.check()
+    assert len(mirror.table.files) < 16
+
+
+def test_the_marker_stays_where_it_was() -> None:
+    mirror = Mirror(SMALL)
+    mirror.commit([(1, "a")])
+    marker = Marker(source="s", system_id="7", timeline=1, slot="x", lsn=99, attempt="a")
+    mirror.send(mirror.table.delta(), marker.summary())
+    mirror.compact(list(mirror.table.files))
+    assert mirror.table.marker() == marker
+
+
+def test_a_hollow_file_is_rewritten_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = Mirror(SMALL)
+    mirror.commit([(key, "x") for key in range(100)])
+    (large,) = mirror.table.files
+    mirror.commit([(200, "y")], delete=list(range(31)))
+    assert choose(mirror.table) == []
+    # It is only worth it for files that are not tiny anyway.
+    monkeypatch.setattr(rewriting, "_SMALLEST", 100)
+    assert choose(mirror.table) == [large]
+    mirror.compact([large])
+    mirror.check()
+    assert choose(mirror.table) == []
+
+
+def test_one_call_reads_a_bounded_amount() -> None:
+    mirror = Mirror(SMALL)
+    for key in range(10):
+        mirror.commit([(key, "x")])
+    sizes = {no: file.size for no, file in mirror.table.files.items()}
+    few = choose(mirror.table, max_bytes=sum(sorted(sizes.values())[-3:]))
+    assert len(few) == 3
+    assert few == sorted(mirror.table.files)[:3]
+    assert len(choose(mirror.table, max_rows=4)) == 4
+    # Two at least, or nothing would ever be merged.
+    assert len(choose(mirror.table, max_bytes=1)) == 2
+
+
+def test_moved_tells_where_every_row_is() -> None:
+    mirror = Mirror(SMALL)
+    mirror.commit([(key, f"v{key}") for key in range(10)])
+    mirror.commit([(3, "new")], delete=[5])
+    delta, moved = rewrite(mirror.table, list(mirror.table.files))
+    found = mirror.table.read(moved.file_no, moved.positions, ["id", "text"], delta=delta)
+    assert found.column("id").to_pylist() == moved.keys.column("id").to_pylist()
+    assert sorted(zip(found.column("id").to_pylist(), found.column("text").to_pylist(), strict=True)) == sorted(mirror.model.values())
+    assert dict(zip(moved.keys.column("id").to_pylist(), moved.row_ids.tolist(), strict=True)) == mirror.ids
+
+
+def test_a_rewrite_that_loses_a_row_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = Mirror(SMALL)
+    mirror.commit([(key, "x") for key in range(10)])
+    read = mirror.table.live_rows
+    monkeypatch.setattr(mirror.table, "live_rows", lambda no, names: (read(no, names)[0], read(no, names)[1].slice(1)))
+    delta, _ = rewrite(mirror.table, list(mirror.table.files))
+    with pytest.raises(Corrupt, match="a rewrite changes no row"):
+        delta.prepare({"x": "y"}, {})
+
+
+def test_lineage_is_written_out() -> None:
+    mirror = Mirror(SMALL)
+    mirror.commit([(1, "a")])
+    mirror.commit([(2, "b")])
+    mirror.compact(list(mirror.table.files))
+    (file,) = mirror.table.files.values()
+    rows = pq.read_table(mirror.storage.open(file.path)).to_pylist()
+    assert [(row["_row_id"], row["_last_updated_sequence_number"]) for row in rows] == [(0, 1), (1, 2)]
