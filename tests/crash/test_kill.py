@@ -11,6 +11,8 @@ import pytest
 from icelake.stack.postgres import Postgres
 from tests.crash.shop import Lake, Trader, lake, make_tables
 
+pytestmark = pytest.mark.crash
+
 FIRST_START = (
     "catalog.create:{when}:1",  # control table
     "catalog.commit:{when}:1",  # epoch

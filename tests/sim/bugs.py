@@ -81,6 +81,296 @@ FOLLOWED = "icelake.ingest.followed"
 UPKEEP = "icelake.ingest.upkeep"
 STORE = "icelake.catalog.store"
 
-_ALL = (Bug("example", "", ()),)
+TABLE = "icelake.tables.table"
+EXPIRE = "icelake.tables.expire"
+REWRITE = "icelake.tables.rewrite"
+PGOUTPUT = "icelake.sources.postgres.pgoutput"
+
+_ALL = (
+    Bug(
+        "commit before sync",
+        "data files are durable before the commit that names them",
+        (
+            Patch(
+                APPLIER,
+                'everything was thrown away and is begun again."""\n        self._storage.flush()\n',
+                'everything was thrown away and is begun again."""\n',
+            ),
+        ),
+    ),
+    Bug(
+        "catalog commits before sync",
+        "metadata files are durable before the pointer to them",
+        (Patch(STORE, "            if writes:\n                self._storage.flush()\n", ""),),
+    ),
+    Bug(
+        "confirmed before the commit",
+        "the slot is confirmed only up to what is durable",
+        (
+            Patch(
+                APPLIER,
+                "            return self._commit(self._batch.position)\n        # Inside",
+                "            self._confirm(self._batch.position)\n            return self._commit(self._batch.position)\n        # Inside",
+            ),
+        ),
+    ),
+    Bug(
+        "confirmed what was received",
+        "the slot is confirmed only up to what is durable",
+        (
+            Patch(
+                APPLIER,
+                "        self._committed()\n        self._confirm(position)\n",
+                "        self._committed()\n        self._confirm(self._stream.server_lsn)\n",
+            ),
+        ),
+    ),
+    Bug(
+        "keepalive over pending changes",
+        "a keepalive's position is recorded only when every commit before it is",
+        (
+            Patch(APPLIER, "        if self._batch.open or stream.buffered:\n", "        if self._batch.open:\n"),
+            Patch(APPLIER, " or stream.complete > self.position:", ":"),
+        ),
+    ),
+    Bug(
+        "same epoch again",
+        "a starting applier first commits epoch + 1",
+        (Patch(CONTROL, "self._summary(self.marker, self.epoch + 1,", "self._summary(self.marker, max(1, self.epoch),"),),
+    ),
+    Bug(
+        "zombie takes the source back",
+        "an applier that lost its epoch ends",
+        (Patch(CONTROL, "self.epoch != held and self._attempt not in self._claims:", "self.epoch < held:"),),
+    ),
+    Bug(
+        "loads are not fenced",
+        "every commit is guarded by the control table",
+        (
+            Patch(
+                APPLIER,
+                "        after = self._send([self._control.fence(), change])\n        if after is None:\n"
+                '            return Progress("retry", position=self.position)\n        followed.done(after[1])\n',
+                "        after = self._send([change])\n        if after is None:\n"
+                '            return Progress("retry", position=self.position)\n        followed.done(after[0])\n',
+            ),
+        ),
+    ),
+    Bug(
+        "gap not looked for",
+        "refuse if the slot's position is past the lake's",
+        (Patch(APPLIER, "if slot.confirmed_flush_lsn > self.position:", "if slot.confirmed_flush_lsn < 0:"),),
+    ),
+    Bug(
+        "starts where the slot stands",
+        "the stream starts at the marker: the slot may have gone back",
+        (
+            Patch(
+                APPLIER,
+                "self._source.stream(self._slot, publication, self.position,",
+                "self._source.stream(self._slot, publication, self._source.slot(self._slot).confirmed_flush_lsn,",
+            ),
+        ),
+    ),
+    Bug(
+        "late table not published",
+        "a table is published before it is loaded",
+        (
+            Patch(
+                APPLIER,
+                "        if len(known) < len(relations):\n            self._source.publish(publication, relations)\n",
+                "",
+            ),
+        ),
+    ),
+    Bug(
+        "slot before publication",
+        "the publication comes first: decoding WAL from before it fails",
+        (
+            Patch(
+                APPLIER,
+                "        self._source.publish(publication, relations)\n        if self._source.slot(self._slot) is not None:\n",
+                "        if self._source.slot(self._slot) is not None:\n",
+            ),
+            Patch(
+                APPLIER,
+                "        start = self._source.create_slot(self._slot)\n        self._record(start, 0, {})\n",
+                "        start = self._source.create_slot(self._slot)\n        self._source.publish(publication, relations)\n"
+                "        self._record(start, 0, {})\n",
+            ),
+        ),
+    ),
+    Bug(
+        "lost answer taken for a failure",
+        "outcome unknown: send the identical request again until answered",
+        (
+            Patch(
+                COMMIT,
+                "        except CommitUnknown:\n            in_doubt = True\n",
+                '        except CommitUnknown as error:\n            raise CommitConflict("LOST", "taken for a failure") from error\n',
+            ),
+        ),
+    ),
+    Bug(
+        "own commit not recognised",
+        "after a lost answer a conflict may be one's own commit",
+        (Patch(COMMIT, 'return update["snapshot"]["snapshot-id"] in present', "return False"),),
+    ),
+    Bug(
+        "cleanup of a commit in doubt",
+        "outcome unknown: delete none of its files",
+        (
+            Patch(
+                APPLIER,
+                "            self.close()\n            self._failures += 1\n",
+                "            for followed in self.followed.values():\n                for location in followed.rollback():\n"
+                "                    self._storage.delete(location)\n            self.close()\n            self._failures += 1\n",
+            ),
+        ),
+    ),
+    Bug(
+        "half a transaction",
+        "a batch ends at a transaction boundary",
+        (
+            Patch(
+                APPLIER,
+                "        if self._batch.open and not self._batch.mid:\n",
+                "        if self._batch.open and self._batch.position > self.position:\n",
+            ),
+        ),
+    ),
+    Bug(
+        "table enters a cut too early",
+        "a table enters cuts at the first cut >= all its L",
+        (Patch(APPLIER, "(known or followed.whole_at(position))", "(known or followed.load.complete)"),),
+    ),
+    Bug(
+        "cut names the snapshot before",
+        "a cut is one position at which all tables are consistent",
+        (Patch(APPLIER, "                head = _new_snapshot(change)\n", "                head = head or _new_snapshot(change)\n"),),
+    ),
+    Bug(
+        "cut for verify not exact",
+        "the applier ends a cut on exactly the commits before L",
+        (Patch(APPLIER, "taken = self._take(stream, hold.lsn)", "taken = self._take(stream)"),),
+    ),
+    Bug(
+        "changes before L applied",
+        "a streamed change with commit LSN < L is dropped",
+        (
+            Patch(
+                FOLLOWED,
+                "return np.where(commit_lsn < np.uint64(intervals[0].lsn), np.uint8(collapse.SKIP), op)",
+                "return op.copy()",
+            ),
+        ),
+    ),
+    Bug(
+        "change at L dropped",
+        "a streamed change with commit LSN = L is not in the range's snapshot",
+        (
+            Patch(
+                FOLLOWED,
+                "return np.where(commit_lsn < np.uint64(intervals[0].lsn), np.uint8(collapse.SKIP), op)",
+                "return np.where(commit_lsn <= np.uint64(intervals[0].lsn), np.uint8(collapse.SKIP), op)",
+            ),
+        ),
+    ),
+    Bug(
+        "range bounds ignored",
+        "a streamed change to a range that is not loaded is dropped",
+        (
+            Patch(
+                FOLLOWED,
+                "        new_ok = commit_lsn >= starts[",
+                "        starts = np.minimum(starts, starts.min())\n        new_ok = commit_lsn >= starts[",
+            ),
+        ),
+    ),
+    Bug(
+        "unchanged TOAST becomes NULL",
+        "values that were not sent are filled from the lake",
+        (Patch(FOLLOWED, "            if field.name not in sources:\n", "            if field.name:\n"),),
+    ),
+    Bug(
+        "TOAST by the new key",
+        "values that were not sent are found by the old key",
+        (Patch(FOLLOWED, "base = net.origin[rows[wanted]]", "base = new[rows[wanted]]"),),
+    ),
+    Bug(
+        "updates get new row ids",
+        "an update keeps its row id",
+        (Patch(FOLLOWED, "explicit = row_ids if (row_ids >= 0).any() else None", "explicit = None"),),
+    ),
+    Bug(
+        "TRUNCATE ignored",
+        "a TRUNCATE removes every row",
+        (Patch(FOLLOWED, "        if net.truncated:\n            delta.truncate()\n", "        if net.truncated:\n"),),
+    ),
+    Bug(
+        "rows before a TRUNCATE survive",
+        "a TRUNCATE also removes rows of its own batch",
+        (Patch(TABLE, "        self._pending.clear()\n        self._deletes.clear()\n", "        self._deletes.clear()\n"),),
+    ),
+    Bug(
+        "deletion vector replaced, not merged",
+        "a second delete in a file does not bring back the first",
+        (Patch(TABLE, "together = deleted if known is None else deleted | known", "together = deleted"),),
+    ),
+    Bug(
+        "compaction resurrects rows",
+        "compaction rewrites live rows only",
+        (
+            Patch(
+                TABLE,
+                "        if file.deletes is None:\n            positions = np.arange",
+                "        if file.path:\n            positions = np.arange",
+            ),
+        ),
+    ),
+    Bug(
+        "compaction renumbers rows",
+        "compaction writes the row ids it found",
+        (Patch(REWRITE, "delta.append(content, row_ids, updated)", "delta.append(content, None, None)"),),
+    ),
+    Bug(
+        "expiry forgets the cuts",
+        "a cut that is kept keeps the snapshots it names",
+        (Patch(UPKEEP, "                    needed[names[name]].add(snapshot_id)\n", "                    pass\n"),),
+    ),
+    Bug(
+        "expiry deletes what the next snapshot needs",
+        "nothing is deleted that a retained snapshot references",
+        (Patch(EXPIRE, "reachable.only(run, [*before, snapshot])", "reachable.only(run, before)"),),
+    ),
+    Bug(
+        "files deleted before the commit",
+        "files go only after the commit that drops their snapshots is durable",
+        (
+            Patch(
+                APPLIER,
+                "        try:\n            after = commit(self._catalog, self._clock, fenced)\n",
+                "        for location in plan.files:\n            self._storage.delete(location)\n"
+                "        try:\n            after = commit(self._catalog, self._clock, fenced)\n",
+            ),
+        ),
+    ),
+    Bug(
+        "key index believed",
+        "on start the live files are compared with the key index",
+        (
+            Patch(
+                APPLIER,
+                "        index.reconcile(table)\n",
+                "        if index.files:\n            index._ready = True\n        else:\n            index.reconcile(table)\n",
+            ),
+        ),
+    ),
+    Bug(
+        "position is the commit's start",
+        "a transaction's position is its end LSN",
+        (Patch(PGOUTPUT, "position=int(state[kernels.POSITION]) & _U64 if transactions", "position=int(log.lsn[0]) if transactions"),),
+    ),
+)
 
 BUGS = {bug.name: bug for bug in _ALL}

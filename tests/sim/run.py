@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from icelake.errors import Fenced, IcelakeError
+from icelake.errors import Fenced, Gap, IcelakeError, Refused
 from icelake.ingest.applier import Applier, Settings
 from icelake.tables.expire import Policy
 from tests.sim.checks import Checks
@@ -74,7 +74,7 @@ class Schedule:
         postgres = SimPostgres(random.Random(f"postgres {seed}"), tables)
         for _ in range(rng.randrange(3)):
             postgres.transact(rng.randrange(1, 40))
-        self.world = World(seed, postgres, self._plan(), 50 + rng.randrange(12))
+        self.world = World(seed, postgres, self._plan(), 50 + rng.randrange(6))
         self.world.trace = trace
         self.world.take_over = self._take_over
         self.checks = Checks(self.world, SOURCE, thorough=trace is not None)
@@ -99,7 +99,7 @@ class Schedule:
     def _plan(self) -> Mapping[tuple[str, int], str]:
         rng = self.rng
         plan: dict[tuple[str, int], str] = {}
-        for _ in range(rng.choice((3, 4, 5, 6, 7))):
+        for _ in range(rng.choice((3, 3, 4, 4, 5))):
             call, fault = rng.choice(PAIRS)
             plan[call, 1 + int(rng.random() ** 1.3 * CALLS[call][1])] = fault
         return plan
@@ -263,6 +263,39 @@ class Schedule:
             else:
                 raise Broken(f"process {old.process.number} is a zombie and never notices")
         self.checks.finish(self.wanted)
+        if self.rng.random() < 0.15:
+            self._refused()
+
+    def _refused(self) -> None:
+        """Something was done to the source that loses changes, or may: the next start must refuse, and say why."""
+        world, postgres = self.world, self.world.postgres
+        self._stop(self.running[-1])
+        (slot,) = postgres.slots.values()
+        (publication,) = postgres.publications
+        lost_on = self.rng.choice(("moved", "dropped", "lost", "timeline", "server", "publication"))
+        world.say(f"the source was changed: {lost_on}")
+        if lost_on == "moved":
+            postgres.other_activity()
+            slot.confirmed = postgres.transact(3).end_lsn
+        elif lost_on == "dropped":
+            del postgres.slots[slot.name]
+        elif lost_on == "lost":
+            slot.lost = "wal_removed"
+        elif lost_on == "timeline":
+            postgres.timeline += 1
+        elif lost_on == "server":
+            postgres.system_id += "1"
+        else:
+            some = postgres.tables[self.names[0]].relation.oid
+            postgres.publications[publication] -= {some}
+        try:
+            self._start().applier.step(0.2)
+        except Refused as error:
+            expected = Refused if lost_on in ("server", "publication") else Gap
+            if type(error) is not expected:
+                raise Broken(f"{lost_on}: {error}") from error
+        else:
+            raise Broken(f"the source was changed ({lost_on}), and nobody noticed")
 
 
 def schedule(seed: int, trace: Callable[[str], None] | None = None) -> Result:

@@ -59,7 +59,21 @@ CALLS: Mapping[str, tuple[tuple[str, ...], int]] = {
     "catalog.create": ((*KILLS, *POWER, "error", "unknown undone", "unknown done"), 3),
     "catalog.load": ((*KILLS, "error", "takeover"), 20),
     "catalog.tables": ((*KILLS, "error"), 3),
-    "catalog.commit": ((*KILLS, *POWER, "error", "unknown undone", "unknown done", "unknown late", "takeover"), 14),
+    "catalog.commit": (
+        (
+            *KILLS,
+            *POWER,
+            "error",
+            "unknown undone",
+            "unknown done",
+            "unknown late",
+            "takeover",
+            "out after undone",
+            "out after done",
+            "out after late",
+        ),
+        14,
+    ),
     "catalog.leases": ((*KILLS, "error"), 2),
     "catalog.write": ((*KILLS, *POWER), 40),
     "catalog.flush": ((*KILLS, *POWER), 14),
@@ -156,6 +170,8 @@ class World:
         self.committing: Process | None = None
         self.hold: Hold | None = None
         self.holds = 0
+        self.outage = 0
+        """How many commits more the catalog does not answer."""
         self.trace: Callable[[str], None] | None = None
         self.take_over: Callable[[Process], None] | None = None
         self.committed: Callable[[Process, Sequence[TableChange], Sequence[LoadedTable]], None] = lambda *_: None
@@ -498,6 +514,12 @@ class SimCatalog:
     def commit(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable]:
         world = self._world
         fault = world.enter(self._process, "catalog.commit")
+        if fault is not None and fault.startswith("out after"):
+            world.outage = 6
+            fault = fault.replace("out after", "unknown")
+        elif world.outage:
+            world.outage -= 1
+            fault = "error"
         if fault == "error":
             raise world.unreachable("catalog.commit")
         if fault == "unknown undone":

@@ -9,8 +9,10 @@ import importlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,22 @@ def java_home() -> Path | None:
         java = place / "bin" / "java"
         if not os.access(java, os.X_OK):
             continue
-        said = subprocess.run([java, "--add-modules=jdk.incubator.vector", "-version"], capture_output=True, text=True)
+        said = subprocess.run([java, "-XX:-UsePerfData", "--add-modules=jdk.incubator.vector", "-version"], capture_output=True, text=True)
         version = re.search(r'version "(\d+)', said.stderr)
         if said.returncode == 0 and version and int(version[1]) in JAVA:
             return place
     return None
+
+
+def trust_store() -> str | None:
+    """Where this system keeps the certificates it trusts, as Python's ``ssl`` sees it; None if it has none.
+
+    jgo would trust those that come with ``certifi`` only, and so fail behind a proxy that the system was told to trust.
+    """
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        return paths.cafile
+    return paths.capath if paths.capath and any(Path(paths.capath).glob("*.0")) else None
 
 
 def locked_jars(jgo_maven: Any, jgo_env: Any, repository: Path) -> list[Path]:
@@ -53,7 +66,7 @@ def locked_jars(jgo_maven: Any, jgo_env: Any, repository: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def spark(lacking: Lacking, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def spark(lacking: Lacking) -> Iterator[Any]:
     """A ``pyspark.sql.SparkSession`` with Iceberg in UTC, no catalog configured."""
     home = java_home()
     if home is None:
@@ -62,32 +75,36 @@ def spark(lacking: Lacking, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         jgo_maven, jgo_env, pyspark = map(importlib.import_module, ("jgo.maven", "jgo.env", "pyspark.sql"))
     except ImportError as error:
         lacking("spark", f"{error}; make test-spark installs it")
-    try:
-        jars = locked_jars(jgo_maven, jgo_env, Path(sys.prefix) / "maven")
-    except (OSError, RuntimeError) as error:
-        lacking("spark", f"Iceberg for Spark can't be had: {error}")
+    with tempfile.TemporaryDirectory(prefix="spark-") as folder, pytest.MonkeyPatch.context() as environment:
+        if not {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"} & set(os.environ) and (store := trust_store()):
+            environment.setenv("REQUESTS_CA_BUNDLE", store)
+        try:
+            jars = locked_jars(jgo_maven, jgo_env, Path(sys.prefix) / "maven")
+        except (OSError, RuntimeError) as error:
+            lacking("spark", f"Iceberg for Spark can't be had: {error}")
 
-    folder = tmp_path_factory.mktemp("spark")
-    settings = {
-        "spark.driver.memory": "1g",
-        "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={folder} -XX:-UsePerfData",
-        "spark.jars": ",".join(map(str, jars)),
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.local.dir": str(folder),
-        "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.shuffle.partitions": "1",
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.log.level": "ERROR",
-    }
-    with pytest.MonkeyPatch.context() as environment:
+        settings = {
+            "spark.driver.memory": "1g",
+            "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={folder} -XX:-UsePerfData",
+            "spark.jars": ",".join(map(str, jars)),
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+            # Otherwise pyspark looks for "localhost", which a container without /etc/hosts does not know.
+            "spark.python.unix.domain.socket.enabled": "true",
+            "spark.local.dir": folder,
+            "spark.sql.warehouse.dir": f"{folder}/warehouse",
+            "spark.sql.session.timeZone": "UTC",
+            "spark.sql.shuffle.partitions": "1",
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+            "spark.log.level": "ERROR",
+        }
         for name in list(os.environ):
             if name.startswith(("SPARK_", "PYSPARK_", "HADOOP_", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS")):
                 environment.delenv(name)
         environment.setenv("JAVA_HOME", str(home))
         environment.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        environment.setenv("SPARK_LAUNCHER_OPTS", "-XX:-UsePerfData")
         builder = pyspark.SparkSession.builder.master("local[1]").appName("icelake-tests")
         for name, value in settings.items():
             builder = builder.config(name, value)

@@ -6,6 +6,7 @@ the last tenth of the run, its limit the median of the second tenth (the first w
 ``size`` is the length in minutes.
 """
 
+import resource
 import statistics
 import threading
 import time
@@ -39,6 +40,7 @@ class _Samples:
     metadata: list[tuple[float, float]] = field(default_factory=list)
     files: list[tuple[float, float]] = field(default_factory=list)
     read: list[tuple[float, float]] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)
 
 
 def run(size: float | None, note: Callable[[str], None]) -> dict[str, Any]:
@@ -95,6 +97,7 @@ def _run(bench: Rig, seconds: float, note: Callable[[str], None]) -> dict[str, A
             _compared("metadata size", samples.metadata, "bytes", seconds),
             _compared("files in the lake", samples.files, "files", seconds),
             _compared("read time", samples.read, "s", seconds),
+            _compared("resident memory", samples.memory, "MiB", seconds),
         ],
     }
 
@@ -118,6 +121,8 @@ def _sample(bench: Rig, samples: _Samples, at: float) -> None:
     tables = bench.lakehouse.tables()
     samples.metadata.append((at, float(sum(Path(table["metadata"]).stat().st_size for table in tables))))
     samples.files.append((at, float(sum(1 for _ in (bench.folder / "lake" / "warehouse").rglob("*.*")))))
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    samples.memory.append((at, pages * resource.getpagesize() / (1 << 20)))
     began = time.monotonic()
     bench.lakehouse.query(QUERY)
     samples.read.append((at, time.monotonic() - began))

@@ -479,6 +479,8 @@ class Applier:
     def _commit(self, position: int) -> Progress:
         """One cut at ``position``: every touched table and the control table, whole or not at all."""
         assert position >= self.position
+        # The interval runs from beginning to beginning: commits come once in it, however long one takes.
+        self._last_commit = self._clock.monotonic()
         marker = self._marker(position)
         touched: list[tuple[Followed, TableChange]] = []
         heads: dict[str, int] = {}
@@ -511,7 +513,7 @@ class Applier:
         for followed in self.followed.values():
             followed.idle()
         self._batch = _Batch()
-        self._committed()
+        self._commits += 1
         self._confirm(position)
         for location in unused:
             self._storage.delete(location)
@@ -578,9 +580,6 @@ class Applier:
             return True
         return self._clock.monotonic() >= self._last_commit + self.settings.idle_interval
 
-    def _committed(self) -> None:
-        self._last_commit = self._clock.monotonic()
-        self._commits += 1
 
     # -------------------------------------------------------------------------------------------------- load
 

@@ -102,7 +102,7 @@ class _Commit(_Part):
 
 class _Retention(_Part):
     keep_all: Duration = "1m"
-    thin: list[Annotated[list[Duration], Field(min_length=2, max_length=2)]] = [["10s", "10m"], ["1m", "1h"], ["1h", "1d"], ["1d", "30d"]]
+    thin: list[Annotated[list[Duration], Field(min_length=2, max_length=2)]] = [["10s", "10m"], ["5m", "1h"], ["1h", "1d"], ["1d", "30d"]]
 
 
 class _Query(_Part):

@@ -26,7 +26,7 @@ class Policy:
     tiers: tuple[tuple[int, int], ...] = (
         (_MINUTE, 0),
         (10 * _MINUTE, 10 * _SECOND),
-        (_HOUR, _MINUTE),
+        (_HOUR, 5 * _MINUTE),
         (_DAY, _HOUR),
         (30 * _DAY, _DAY),
     )
