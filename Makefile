@@ -33,7 +33,11 @@ $(LOCKED): requirements.lock
 	}; cp $< $@; } >&2
 
 $(INSTALLED): pyproject.toml $(LOCKED)
-	@{ cmp -s $< $@ || $(PIP) --no-deps --no-build-isolation --editable .; cp $< $@; } >&2
+	@{ cmp -s $< $@ || { \
+	  $(PIP) --no-deps --no-build-isolation --editable .; \
+	  echo "icelake: compiling the kernels (a demo of one second, once)"; \
+	  $(BIN)/icelake demo --seconds 1 --json >/dev/null 2>.venv/warm.log || echo "icelake: that did not work, see .venv/warm.log; going on"; \
+	}; cp $< $@; } >&2
 
 $(SPARK): requirements-spark.lock $(INSTALLED)
 	@{ cmp -s $< $@ || $(PIP) --require-hashes --use-pep517 -r $<; cp $< $@; } >&2

@@ -16,14 +16,14 @@ from typing import Self
 import pyarrow as pa
 
 from icelake.catalog.store import SqliteCatalog
-from icelake.engines.duckdb import DuckDBEngine, TableAt
-from icelake.errors import NoSuchTable, ProjectError, Unreachable
+from icelake.engines.duckdb import DuckDBEngine, TableAt, named
+from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable
 from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.ingest.control import snapshot_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
 from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.marker import LOAD, LSN, SOURCE, Cut
-from icelake.model.relation import TableId
+from icelake.model.relation import Refusal, Relation, TableId
 from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
 from icelake.observe.faults import FaultPoint, fault_point, plant
@@ -170,8 +170,10 @@ class Lakehouse:
             lambda table: plant("index", FolderFiles(index / f"{table.namespace}.{table.name}"), self._point),
             settings.tables,
             settings.exclude,
+            self._refusal,
             Settings(
                 commit_interval=commit.interval_ms / 1000,
+                batch_bytes=commit.batch_mb << 20,
                 retention=self._retention(),
             ),
         )
@@ -179,6 +181,21 @@ class Lakehouse:
             yield applier
         finally:
             applier.close()
+
+    def _refusal(self, relation: Relation) -> Refusal | None:
+        """Why a declared reader could not read the table, if so."""
+        name = str(relation.id)
+        wanted = self.project.tables.get(name) or self.project.tables.get(f"{relation.schema}.*")
+        times = [column.name for column in relation.columns if column.iceberg == "time"]
+        if wanted is None or "spark" not in wanted.readers or not times:
+            return None
+        return Refusal(
+            relation.schema,
+            relation.name,
+            "READER_CANNOT",
+            f"spark is a reader of it and cannot read its time columns ({', '.join(times)})",
+            f'take spark out of readers in [tables."{name}"], or the table out of the source\'s tables',
+        )
 
     def _retention(self) -> Policy:
         retention = self.project.retention
@@ -214,6 +231,16 @@ class Lakehouse:
                 scratch=self.project.lake / "scratch",
             ) as engine:
                 return engine.query(sql, where.tables)
+        except ProjectError as error:
+            absent = {str(table) for source in self.project.sources for table, _ in self._mirrors(source)} - set(where.tables)
+            if error.code == "SQL_UNKNOWN_TABLE" and (meant := named(sql, absent)):
+                raise Refused(
+                    "TABLE_NOT_IN_CUT",
+                    f"{', '.join(meant)} is not in the cut that is asked",
+                    "it is still being loaded, or was not in the lake then",
+                    "`icelake tables` shows how far it is; ask again when it is followed, or at a later cut",
+                ) from error
+            raise
         finally:
             if lease is not None:
                 self._catalog.release(lease.id)

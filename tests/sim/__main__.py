@@ -6,6 +6,7 @@ python -m tests.sim --bug NAME                 the same with a bug planted in th
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -36,7 +37,7 @@ def main() -> int:
 
         document = hunt_all([arguments.bug] if arguments.bug else list(BUGS), arguments.limit, arguments.jobs)
         failed = bool(document["control"]) or any(entry["seed"] is None for entry in document["bugs"])
-        lines = [f"{e['bug']}: seed {e['seed']} after {e['tried']}: {e['error']}" for e in document["bugs"]]
+        lines = [f"{e['bug']}: seed {e['seed']}: {e['error']}" for e in document["bugs"]]
         lines.append(f"control failed: {document['control'] or 'never'}, {document['seconds']} s")
     else:
         if arguments.bug:
@@ -45,9 +46,16 @@ def main() -> int:
             plant(BUGS[arguments.bug])
         from tests.sim.run import schedule
 
-        result = schedule(arguments.seed or 0, print if arguments.trace else None)
+        course = hashlib.sha256()
+
+        def trace(text: str) -> None:
+            course.update(text.encode())
+            if arguments.trace:
+                print(text)
+
+        result = schedule(arguments.seed or 0, trace)
         failed = result.error is not None
-        document = {"seed": result.seed, "error": result.error}
+        document = {"seed": result.seed, "error": result.error, "course": course.hexdigest()}
         lines = [str(result)]
     print(json.dumps(document) if arguments.json else "\n".join(lines))
     return 1 if failed else 0

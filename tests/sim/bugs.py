@@ -29,8 +29,6 @@ class Bug:
     breaks: str
     """The rule it breaks."""
     patches: tuple[Patch, ...]
-    seed: int = 0
-    """A seed that caught it; tried first."""
 
 
 class _Loader(SourceFileLoader):
@@ -120,8 +118,8 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "        self._committed()\n        self._confirm(position)\n",
-                "        self._committed()\n        self._confirm(self._stream.server_lsn)\n",
+                "        self._confirm(position)\n",
+                "        self._confirm(self._stream.server_lsn)\n",
             ),
         ),
     ),
@@ -310,7 +308,13 @@ _ALL = (
     Bug(
         "rows before a TRUNCATE survive",
         "a TRUNCATE also removes rows of its own batch",
-        (Patch(TABLE, "        self._pending.clear()\n        self._deletes.clear()\n", "        self._deletes.clear()\n"),),
+        (
+            Patch(
+                TABLE,
+                "        self.unused += (pending.path for pending in self._pending.values())\n        self._pending.clear()\n",
+                "",
+            ),
+        ),
     ),
     Bug(
         "deletion vector replaced, not merged",

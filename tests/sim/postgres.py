@@ -285,6 +285,7 @@ class SimPostgres:
         self._xid = 700
         self._birth = 0
         self._serial = 0
+        self._truncating = rng.choice((0.005, 0.01, 0.06))
         self._busy = sorted(self.tables)
         self._time_us = 1_760_000_000_000_000
 
@@ -349,7 +350,7 @@ class SimPostgres:
             table = self.tables[rng.choice(names)]
             rows, born = open_table(table.name)
             what = rng.random()
-            if what < 0.015 and len(changes) < 20:
+            if what < self._truncating and len(changes) < 40:
                 several = [table] + ([self.tables[rng.choice(names)]] if rng.random() < 0.4 else [])
                 several = list({t.name: t for t in several}.values())
                 for each in several:

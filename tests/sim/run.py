@@ -6,12 +6,13 @@ three tables or more, fifty source transactions or more, and at least two faults
 
 import contextlib
 import random
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from icelake.errors import Fenced, Gap, IcelakeError, Refused
-from icelake.ingest.applier import Applier, Settings
+from icelake.errors import CommitUnknown, Fenced, Gap, IcelakeError, Refused, Unreachable
+from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.tables.expire import Policy
 from tests.sim.checks import Checks
 from tests.sim.postgres import SimPostgres, make_tables
@@ -84,7 +85,8 @@ class Schedule:
             batch_bytes=rng.choice((2000, 1 << 28, 1 << 28)),
             range_rows=rng.choice((5, 12, 40, 500_000)),
             idle_interval=rng.choice((0.5, 5.0)),
-            upkeep_commits=rng.choice((3, 6, 32)),
+            hold_lease=3600.0,
+            upkeep_commits=rng.choice((3, 5, 8)),
             retention=self._policy(),
         )
         self.running: list[Running] = []
@@ -135,19 +137,31 @@ class Schedule:
         committing, world.committing = world.committing, None
         try:
             new = self._start()
-            for _ in range(self.rng.choice((1, 2, 5, 9))):
+            steps = self.rng.choice((0, 0, 1, 2, 5))
+            if not steps:
+                # It owns the source from here on, and does no more for now.
+                self._step(new, only_start=True)
+            for _ in range(steps):
                 if not self._step(new):
                     break
         finally:
             self.nested -= 1
             world.committing = committing
 
-    def _step(self, running: Running) -> bool:
+    def _step(self, running: Running, only_start: bool = False) -> bool:
         """One step of a process; False if it is no more."""
         world = self.world
         self.steps += 1
         try:
-            progress = running.applier.step(0.2)
+            if only_start:
+                running.applier.start()
+                progress = Progress("wait", position=running.applier.position)
+            else:
+                progress = running.applier.step(0.2)
+        except (Unreachable, CommitUnknown) as error:
+            if not only_start:
+                raise Broken(f"process {running.process.number} gave up: {error}") from error
+            return True
         except Killed:
             if running.process.alive:
                 raise Broken("a process died that is alive") from None
@@ -304,14 +318,9 @@ def schedule(seed: int, trace: Callable[[str], None] | None = None) -> Result:
     result = Result(seed)
     try:
         play.run()
-    except Broken as error:
-        if trace is not None:
-            raise
-        result.error = f"Broken: {error}"
-    except Exception as error:
-        if trace is not None:
-            raise
+    except Exception as error:  # noqa: BLE001 - whatever comes out of the applier is a finding
         result.error = f"{type(error).__name__}: {error}"
+        play.world.say(traceback.format_exc())
     world = play.world
     world.server.close()
     result.hits = world.hits

@@ -42,20 +42,20 @@ CALLS: Mapping[str, tuple[tuple[str, ...], int]] = {
     "source.identify": ((*KILLS, "error"), 4),
     "source.describe": ((*KILLS, "error"), 4),
     "source.publish": ((*KILLS, "error", "lost"), 1),
-    "source.published": ((*KILLS, "error"), 3),
+    "source.published": ((*KILLS, "error"), 2),
     "source.slot": ((*KILLS, "error"), 4),
     "source.create_slot": ((*KILLS, "error", "lost"), 1),
     "source.stream": ((*KILLS, "error", "lost"), 4),
     "source.read_range": ((*KILLS, "error", "takeover"), 5),
-    "source.rows": ((*KILLS, "error", "takeover"), 8),
-    "stream.wait": ((*KILLS, "error", "server crash", "takeover"), 30),
-    "stream.take": ((*KILLS, "error", "server crash"), 20),
-    "stream.confirm": ((*KILLS, *POWER, "lost", "takeover"), 8),
-    "storage.write": ((*KILLS, *POWER, "error", "lost"), 80),
-    "storage.flush": ((*KILLS, *POWER, "error", "lost", "takeover"), 12),
-    "storage.read": ((*KILLS, "error"), 40),
-    "storage.open": ((*KILLS, "error"), 10),
-    "storage.delete": ((*KILLS, *POWER, "error", "lost"), 4),
+    "source.rows": ((*KILLS, "error", "takeover"), 5),
+    "stream.wait": ((*KILLS, "error", "server crash", "takeover"), 18),
+    "stream.take": ((*KILLS, "error", "server crash"), 14),
+    "stream.confirm": ((*KILLS, *POWER, "lost", "takeover"), 6),
+    "storage.write": ((*KILLS, *POWER, "error", "lost"), 50),
+    "storage.flush": ((*KILLS, *POWER, "error", "lost", "takeover"), 10),
+    "storage.read": ((*KILLS, "error"), 24),
+    "storage.open": ((*KILLS, "error"), 5),
+    "storage.delete": ((*KILLS, *POWER, "error", "lost"), 2),
     "catalog.create": ((*KILLS, *POWER, "error", "unknown undone", "unknown done"), 3),
     "catalog.load": ((*KILLS, "error", "takeover"), 20),
     "catalog.tables": ((*KILLS, "error"), 3),
@@ -74,13 +74,13 @@ CALLS: Mapping[str, tuple[tuple[str, ...], int]] = {
         ),
         14,
     ),
-    "catalog.leases": ((*KILLS, "error"), 2),
-    "catalog.write": ((*KILLS, *POWER), 40),
+    "catalog.leases": ((*KILLS, "error"), 1),
+    "catalog.write": ((*KILLS, *POWER), 26),
     "catalog.flush": ((*KILLS, *POWER), 14),
-    "index.read": ((*KILLS, "rot"), 6),
+    "index.read": ((*KILLS, "rot"), 4),
     "index.append": ((*KILLS, *POWER), 10),
     "index.replace": ((*KILLS, *POWER), 2),
-    "desk.hold_wanted": (KILLS, 40),
+    "desk.hold_wanted": (KILLS, 25),
     "desk.hold_granted": ((*KILLS, "forgotten"), 1),
     "desk.hold_answered": ((*KILLS, "forgotten"), 1),
     "catalog.lease": ((*KILLS, "error"), 1),
@@ -329,7 +329,7 @@ class SimClock:
         """Jumps, also backwards."""
         world = self._world
         if world.rng.random() < 0.02:
-            world.skew = world.rng.choice((0.0, -30.0, -600.0, 2.5))
+            world.skew = world.rng.choice((0.0, -30.0, -300.0, 2.5))
         return world.time + world.skew
 
     def monotonic(self) -> float:

@@ -143,6 +143,8 @@ class DuckDBEngine:
         cursor = self._connection.cursor()
         catalog = f"_lake{next(self._numbers)}"
         try:
+            # It would be drawn on stdout, among the answers; a cursor has a setting of its own.
+            cursor.execute("PRAGMA disable_progress_bar")
             _open(cursor, catalog, sql, tables)
             with _explained(tables):
                 reader = cursor.execute(sql).to_arrow_reader(rows)

@@ -73,7 +73,7 @@ class Settings:
     """An idle source's position is recorded and confirmed this often."""
     upkeep_commits: int = 32
     """Snapshots are thinned every so many commits."""
-    hold_lease: float = 3600.0
+    hold_lease: float = 600.0
     """How long a cut made for ``verify`` stays readable if nobody releases it."""
     retention: Policy = field(default_factory=Policy)
 
@@ -120,8 +120,13 @@ class Applier:
         index_files: Callable[[TableId], IndexFiles | None],
         tables: Sequence[str],
         exclude: Sequence[str] = (),
+        refuse: Callable[[Relation], Refusal | None] = lambda _: None,
         settings: Settings | None = None,
     ) -> None:
+        """``tables`` and ``exclude``: ``schema.name`` or ``schema.*``. ``refuse``: what the project has against a table, if anything.
+
+        ``index_files``: where a table's key index is kept; None: in memory only.
+        """
         self.name = name
         self.settings = settings or Settings()
         self._source = source
@@ -133,6 +138,7 @@ class Applier:
         self._index_files = index_files
         self._wanted = tuple(tables)
         self._exclude = frozenset(exclude)
+        self._refuse = refuse
         self._control = Control(name, catalog, storage, clock, chance)
         self._identity: SourceIdentity
         self._slot = ""
@@ -213,7 +219,7 @@ class Applier:
         self.followed = {}
 
     def _relations(self) -> list[Relation]:
-        described = [entry for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
+        described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
         refused = [entry for entry in described if isinstance(entry, Refusal)]
         for refusal in refused:
             if f"{refusal.schema}.{refusal.name}" in self._wanted:
@@ -243,6 +249,9 @@ class Applier:
                 "`icelake doctor` says what each table needs",
             )
         return list(relations.values())
+
+    def _judged(self, entry: Relation | Refusal) -> Relation | Refusal:
+        return entry if isinstance(entry, Refusal) else self._refuse(entry) or entry
 
     def _excluded(self, entry: Relation | Refusal) -> bool:
         return f"{entry.schema}.{entry.name}" in self._exclude or f"{entry.schema}.*" in self._exclude
@@ -579,7 +588,6 @@ class Applier:
         if self.position < wanted <= stream.server_lsn:
             return True
         return self._clock.monotonic() >= self._last_commit + self.settings.idle_interval
-
 
     # -------------------------------------------------------------------------------------------------- load
 

@@ -78,7 +78,7 @@ def test_counts_and_samples_are_those_of_a_model(engine: duckdb.DuckDBPyConnecti
     assert (got.source_rows, got.lake_rows) == (len(source), len(lake))
     assert (got.missing, got.extra, got.different) == expected
     assert got.equal == (Counter(source) == Counter(lake))
-    sides = Counter(sample.side for sample in got.samples)
+    sides: Counter[str] = Counter(sample.side for sample in got.samples)
     for count, side in zip(expected, ("source", "lake", "both"), strict=True):
         assert bool(sides[side]) == bool(count)
     known = {row[:keys] for row in [*source, *lake]}

@@ -19,6 +19,7 @@ class Applier(SqliteDesk):
     grants = True
     answers = True
     cut = 7
+    lease = ""
 
     def hold_state(self, request: str):
         wanted = self.hold_wanted()

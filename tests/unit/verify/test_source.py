@@ -56,6 +56,21 @@ def test_it_reads_exactly_the_commits_before_its_lsn(pair) -> None:
         writer.join()
 
 
+def test_a_commit_after_the_consistent_point_is_not_read_however_soon_it_came(pair) -> None:
+    pair.sql("CREATE TABLE t (id bigint PRIMARY KEY); INSERT INTO t VALUES (1)")
+
+    class Raced(SourceSnapshot):
+        def _command(self, command: str, seconds: float):
+            result = super()._command(command, seconds)
+            if command.startswith("CREATE_REPLICATION_SLOT"):
+                pair.sql("INSERT INTO t VALUES (2)")
+            return result
+
+    with Raced(pair.dsn) as source:
+        source.take(30)
+        assert read(source, "id") == [("1",)]
+
+
 def test_no_slot_is_left_while_it_reads(pair) -> None:
     pair.sql("CREATE TABLE t (id bigint PRIMARY KEY)")
     slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'icelake_verify_%'"
