@@ -75,7 +75,7 @@ test-crash: $(INSTALLED) ## kill -9 on the real thing
 	@exec $(TEST) -q -m crash $(ARGS)
 
 test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
-	@exec $(TEST) -q -m spark $(ARGS)
+	@exec $(TEST) -q -m spark tests/spark $(ARGS)
 
 soak: $(INSTALLED) ## an hour at one commit a second
 	@exec $(TEST) -q -s -m soak --timeout=7200 $(ARGS)

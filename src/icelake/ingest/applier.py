@@ -150,6 +150,8 @@ class Applier:
         self.followed: dict[TableId, Followed] = {}
         self.refusals: Sequence[Refusal] = ()
         """Tables a pattern named that cannot be mirrored."""
+        self.rebuilt_indexes: dict[TableId, str] = {}
+        """Key indexes that were not (all) believed when they were last opened, and so were read from the table again: why."""
         self._batch = _Batch()
         self._last_commit = 0.0
         self._commits = 0
@@ -185,6 +187,7 @@ class Applier:
             "tables": len(self.followed),
             "loading": [str(table) for table in self.loading],
             "refused": [{"table": f"{r.schema}.{r.name}", "code": r.code, "why": r.why} for r in self.refusals],
+            "rebuilt_indexes": [{"table": str(table), "why": why} for table, why in self.rebuilt_indexes.items()],
         }
 
     def start(self) -> None:
@@ -354,7 +357,9 @@ class Applier:
                 "undo the change in the source, or drop the mirror in the lake: it is then loaded again",
             )
         index = KeyIndex.load(self._index_files(relation.id), loaded.metadata["table-uuid"])
-        index.reconcile(table)
+        reconciled = index.reconcile(table)
+        if reconciled.reason:
+            self.rebuilt_indexes[relation.id] = reconciled.reason
         return Followed(table, index)
 
     def _create(self, relation: Relation) -> LoadedTable:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from icelake.errors import Corrupt
 from icelake.ingest import collapse
 from icelake.ingest.keyorder import key_text, sortable
-from icelake.model.load import Key, LoadState
+from icelake.model.load import LoadState
 from icelake.model.marker import LOAD, Marker
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, LoadedTable, TableChange
 from icelake.sources.postgres.types import order
@@ -49,13 +49,26 @@ class Followed:
         while True:
             kind = self._admit(changes)
             owed = self._apply(changes, kind)
-            if not owed:
+            if owed is None:
                 return
-            # A row came here from a part of the table that is not loaded, with values that were not sent: nobody here has
-            # them. So its key is not loaded either: the row is read again from the source, later than this change.
-            self._next_load = self._next_load.forget(owed, self.order)
+            self._owe(owed)
 
-    def _apply(self, changes: ChangeSet, kind: npt.NDArray[np.uint8]) -> list[Key]:
+    def _owe(self, keys: pa.RecordBatch) -> None:
+        """Rows came here from a part of the table that is not loaded, with values that were not sent: nobody here has them.
+
+        So their keys are not loaded either: the rows are read again from the source, later than this change. What the lake holds
+        under such a key goes, because the changes that would have removed it are dropped with the others.
+        """
+        hashes = self._hash(keys)
+        file_no, position, _ = self.index.lookup(hashes)
+        there = np.flatnonzero(file_no >= 0)
+        if len(there):
+            self._begin().delete(file_no[there], position[there])
+            self.index.remove(hashes[there])
+        self._next_load = self._next_load.forget(key_text(keys, self.relation.key_columns), self.order)
+
+    def _apply(self, changes: ChangeSet, kind: npt.NDArray[np.uint8]) -> pa.RecordBatch | None:
+        """Add the changes of these kinds. If that is not possible: nothing was done, and the keys of the rows that are owed."""
         n = len(kind)
         has_new = kind < DELETE
         has_old = (kind == UPDATE) | (kind == DELETE)
@@ -87,7 +100,7 @@ class Followed:
             unknown |= source == collapse.NONE
             from_lake |= source < collapse.NONE
         if unknown.any():
-            return key_text(changes.new.select(names).take(rows[unknown]), self.relation.key_columns)
+            return changes.new.select(names).take(rows[unknown])
         columns = list(changes.new.columns)
         if from_lake.any():
             wanted = np.flatnonzero(from_lake)
@@ -122,7 +135,7 @@ class Followed:
                 self.index.remove(keys[dead])
         if len(rows):
             self._append(table, keys[live], row_ids)
-        return []
+        return None
 
     def _admit(self, changes: ChangeSet) -> npt.NDArray[np.uint8]:
         """The kind of each change once the load state had its say."""
