@@ -189,6 +189,9 @@ class KeyIndex:
                 index._load()
             except _NotBelievedError as doubt:
                 index._forget(str(doubt))
+            except (KeyError, TypeError, ValueError) as misfit:
+                # The checksums are right and the content is not: another version wrote it.
+                index._forget(f"it cannot be understood: {type(misfit).__name__}: {misfit}")
         return index
 
     def __len__(self) -> int:
@@ -585,7 +588,8 @@ def _checked(data: memoryview, at: int) -> memoryview | None:
         return None
     size, crc = _HEADER.unpack_from(data, at)
     block = data[at + _HEADER.size : at + _HEADER.size + size]
-    return block if len(block) == size and zlib.crc32(block) == crc else None
+    # Zeros are what a crash leaves of a file that had grown: no bytes with the checksum of no bytes.
+    return block if size and len(block) == size and zlib.crc32(block) == crc else None
 
 
 def _digest(block: bytes | memoryview) -> bytes:
