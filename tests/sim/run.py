@@ -80,10 +80,10 @@ class Schedule:
         self.world.take_over = self._take_over
         self.checks = Checks(self.world, SOURCE, thorough=trace is not None)
         self.settings = Settings(
-            commit_interval=rng.choice((0.0, 0.5, 1.0)),
+            commit_interval=rng.choice((0.0, 1.0, 2.0, 2.0)),
             chunk_bytes=rng.choice((600, 4000, 1 << 25, 1 << 25)),
             batch_bytes=rng.choice((2000, 1 << 28, 1 << 28)),
-            range_rows=rng.choice((5, 12, 40, 500_000)),
+            range_rows=rng.choice((6, 20, 500_000)),
             idle_interval=rng.choice((0.5, 5.0)),
             hold_lease=3600.0,
             upkeep_commits=rng.choice((3, 5, 8)),

@@ -414,6 +414,10 @@ class Applier:
             if progress.kind != "retry":
                 self._failures = 0
             return replace(progress, seconds=self._clock.monotonic() - began)
+        except (Gap, ForeignChange):
+            # What looks like a gap or someone else's change may be the work of the process that has taken over: say that instead.
+            self._control.still_ours(self._catalog.load(self._control.id))
+            raise
         except (Unreachable, CommitUnknown) as error:
             # What the batch wrote stays: a commit in doubt may still need it. The next step starts from the control table.
             self.close()
@@ -544,13 +548,16 @@ class Applier:
         except CommitConflict:
             self._control.check()
             raise
+        self._control.still_ours(after)
         self._control.adopt(after, delta)
 
     def _send(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable] | None:
         """Durable files, then the commit. None: someone else committed; everything was thrown away and is begun again."""
         self._storage.flush()
         try:
-            return commit(self._catalog, self._clock, changes)
+            after = commit(self._catalog, self._clock, changes)
+            self._control.still_ours(next(loaded for loaded in after if loaded.id == self._control.id))
+            return after
         except CommitConflict:
             self._control.check()
             self._failures += 1

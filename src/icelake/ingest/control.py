@@ -82,7 +82,16 @@ class Control:
                 # Another process was faster (or a late request of a dead one landed): look again.
                 continue
             self._adopt(after)
+            if self._attempt != summary[ATTEMPT]:
+                # The answer was lost, and by the time we knew, another process had taken over.
+                raise self._fenced(self.epoch)
             return
+
+    def still_ours(self, loaded: LoadedTable) -> None:
+        """``loaded``: the control table after a commit of ours. Raises Fenced if another process has taken over since."""
+        snapshot = snapshot_of(loaded.metadata)
+        if snapshot is None or Cut.read(snapshot).epoch != self.epoch:
+            raise self._fenced(self.epoch)
 
     def check(self) -> None:
         """After a conflict: raises Fenced if the epoch is not ours any more, ForeignChange if the table is not as we left it."""
@@ -90,8 +99,7 @@ class Control:
         snapshot = snapshot_of(loaded.metadata)
         if snapshot is None:
             raise ForeignChange("CONTROL_CHANGED", f"{self.id} lost its snapshots", "someone else wrote to it", "restore the catalog")
-        if Cut.read(snapshot).epoch != self.epoch:
-            raise self._fenced(self.epoch)
+        self.still_ours(loaded)
         if snapshot["snapshot-id"] != self._table.snapshot_id:
             raise ForeignChange(
                 "CONTROL_CHANGED",
@@ -128,7 +136,7 @@ class Control:
     def _fenced(self, held: int) -> Fenced:
         return Fenced(
             "FENCED",
-            f"epoch {held} of source {self._name!r} is over: another process owns it now (epoch {self.epoch})",
+            f"epoch {held} of source {self._name!r} is over: another process owns it now",
             "two processes were syncing the same source",
             "nothing is lost; stop one of them",
         )

@@ -122,7 +122,7 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
                 "TABLE_CHANGED",
                 f"column {column.name} of {message.schema}.{message.name} {now}",
                 "the table's columns in the change stream are not those of the lake's table",
-                "load the table anew",
+                "load the tables again into a new lake",
             )
         target[place] = at
     for at, name in enumerate(relation.key):

@@ -215,7 +215,7 @@ def raise_if_changed(held: Relation, found: Sequence[str], doing: str) -> None:
             "TABLE_CHANGED",
             f"{held.id} {doing}",
             f"it is not the table the lake holds: {'; '.join(found)}",
-            "changes of shape are not followed yet: undo it if no row was written since, or drop the table from the lake and load it again",
+            "changes of shape are not followed yet: undo it if no row was written since, or load the tables again into a new lake",
         )
 
 

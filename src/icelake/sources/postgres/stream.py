@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import pq, sql
 
-from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable
+from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable, ValueOutOfContract
 from icelake.model.lsn import format_lsn
 from icelake.model.relation import Relation
 from icelake.ports import Chunk
@@ -178,15 +178,27 @@ class PgStream:
         self._wake()
         try:
             return self._decoder.decode(memoryview(frames))
+        except ValueOutOfContract as error:
+            lasting = ValueOutOfContract(
+                error.code,
+                error.what,
+                f"{error.why}; the change that brought it stays in the source's log, whatever the row holds by now",
+                "nothing past it was confirmed: change the value in PostgreSQL, then load the tables again into a new lake",
+            )
+            self._give_up(lasting)
+            raise lasting from None
         except BaseException as error:
-            # These frames are gone from the buffer: going on would lose them.
-            with self._changed:
-                self._failure = error
-                self._buffer.clear()
-                self._transactions.clear()
-                self._frame_ends.clear()
-                self._open_lsn = None
+            self._give_up(error)
             raise
+
+    def _give_up(self, error: BaseException) -> None:
+        """Frames that could not be decoded are gone from the buffer: going on would lose them."""
+        with self._changed:
+            self._failure = error
+            self._buffer.clear()
+            self._transactions.clear()
+            self._frame_ends.clear()
+            self._open_lsn = None
 
     def _end_of_take(self, before: int | None, max_bytes: int) -> int | None:
         """Where to cut: after as many whole transactions as fit, else inside the first one, else nowhere."""

@@ -235,7 +235,7 @@ def _unreadable(fields: Fields, at: int, column: Column, table: str) -> ValueOut
             "VALUE_OUT_OF_CONTRACT",
             f"{_named(column, table)} holds {shown}, which Iceberg's {column.iceberg} cannot hold",
             why,
-            "change the value in PostgreSQL, or leave the table out of the project",
+            "change the value in PostgreSQL, then start again",
         )
     return Corrupt(
         "VALUE_CORRUPT",
