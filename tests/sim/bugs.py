@@ -365,8 +365,9 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "        index.reconcile(table)\n",
-                "        if index.files:\n            index._ready = True\n        else:\n            index.reconcile(table)\n",
+                "        reconciled = index.reconcile(table)\n        if reconciled.reason:\n",
+                "        reconciled = None\n        if index.files:\n            index._ready = True\n        else:\n"
+                "            index.reconcile(table)\n        if reconciled:\n",
             ),
         ),
     ),

@@ -352,7 +352,7 @@ def _translate(error: sqlite3.Error, path: str) -> IcelakeError:
             f"another process has been writing for more than {_BUSY_SECONDS:.0f} s",
             "it is tried again; if it stays, find the process that holds it",
         )
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_room(path)):
         return Refused("DISK_FULL", f"no space for the catalog {path}", str(error), "free space where the lake is, then start again")
     if code in _DAMAGED:
         return _corrupt(path, str(error))
@@ -366,6 +366,15 @@ def _translate(error: sqlite3.Error, path: str) -> IcelakeError:
     if code == sqlite3.SQLITE_IOERR:
         return Refused("DISK_ERROR", f"cannot read or write the catalog {path}", str(error), "look at the system's log, then start again")
     return Refused("CATALOG_ERROR", f"the catalog {path} failed", str(error), "report this with the command that was run")
+
+
+def _no_room(path: str) -> bool:
+    """SQLite reports a full disk as an I/O error where it was growing its shared memory file."""
+    try:
+        disk = os.statvfs(os.path.dirname(os.path.abspath(path)))
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < 1 << 16
 
 
 def _corrupt(path: str, why: str) -> Corrupt:

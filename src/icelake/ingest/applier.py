@@ -18,6 +18,7 @@ from icelake.errors import (
     CommitConflict,
     CommitUnknown,
     Corrupt,
+    Fenced,
     ForeignChange,
     Gap,
     IcelakeError,
@@ -414,9 +415,12 @@ class Applier:
             if progress.kind != "retry":
                 self._failures = 0
             return replace(progress, seconds=self._clock.monotonic() - began)
-        except (Gap, ForeignChange):
+        except Fenced:
+            raise
+        except Refused:
             # What looks like a gap or someone else's change may be the work of the process that has taken over: say that instead.
-            self._control.still_ours(self._catalog.load(self._control.id))
+            if self._epoch is not None:
+                self._control.still_ours(self._catalog.load(self._control.id))
             raise
         except (Unreachable, CommitUnknown) as error:
             # What the batch wrote stays: a commit in doubt may still need it. The next step starts from the control table.

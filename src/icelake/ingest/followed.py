@@ -143,7 +143,7 @@ class Followed:
         op, commit_lsn = changes.op, changes.commit_lsn
         truncates = commit_lsn[op == TRUNCATE]
         loaded = [interval.lsn for interval in intervals if interval.lsn is not None]
-        if len(truncates) and loaded and min(loaded) <= int(truncates.max()) < max(loaded):
+        if loaded and ((truncates >= np.uint64(min(loaded))) & (truncates < np.uint64(max(loaded)))).any():
             # Some ranges were read before the TRUNCATE and some after: the table is loaded again from the start.
             self._begin().truncate()
             self.index.clear()

@@ -296,8 +296,17 @@ def _translate(error: sqlite3.Error, path: Path) -> IcelakeError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Unreachable("DESK_BUSY", f"{path} is busy", str(error), "it is tried again")
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_room(path)):
         return Refused("DISK_FULL", f"cannot write {path}", str(error), "free space where the lake's folder is, then start again")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return Refused("DESK_UNUSABLE", f"{path} is damaged", str(error), "delete the file while nothing runs: it holds no data")
     return Refused("DESK_UNUSABLE", f"cannot use {path}", str(error), "run as the user who owns the lake's folder")
+
+
+def _no_room(path: Path) -> bool:
+    """SQLite reports a full disk as an I/O error where it was growing its shared memory file."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < 1 << 16

@@ -1,0 +1,90 @@
+"""Tables that are not what a mirror needs, or not any more: a column, a key, a name, the table itself.
+
+Refused with the exact difference, and the mirror stays what it was (docs/explanation/policies.md). Through the real command, on a
+real PostgreSQL.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.journeys.refusals import PROJECT, Following, call, new_lake, one, refused, rows, whole, with_project
+
+
+@pytest.fixture
+def mirror(shell: Any) -> Any:
+    """The shop, with a project; not mirrored yet."""
+    return with_project(shell)
+
+
+DDL = (
+    (
+        "alter table orders add column tip int",
+        "insert into orders (customer, total, tip) values (1, 1, 1)",
+        "column tip (integer) was added",
+    ),
+    ("alter table orders drop column note", "insert into orders (customer, total) values (1, 1)", "column note was dropped"),
+    (
+        "alter table orders alter column total type numeric(14,2)",
+        "insert into orders (customer, total) values (1, 1)",
+        "column total changed its type from numeric(12,2) to numeric(14,2)",
+    ),
+    ("alter table orders rename column note to remark", "update orders set remark = 'r' where id = 1", "column note is now called remark"),
+    ("alter table orders rename to purchases", "update purchases set note = 'r' where id = 1", "the table is now called public.purchases"),
+)
+
+
+@pytest.mark.parametrize(("statement", "write", "difference"), DDL)
+def test_table_changes_its_shape_while_it_is_followed(mirror: Any, statement: str, write: str, difference: str) -> None:
+    with Following(mirror) as following:
+        following.has(0)
+        mirror.sql("update orders set total = 5 where id = 7")
+        following.has(1)
+        mirror.sql(statement)
+        mirror.sql(write)
+        error = following.refused("TABLE_CHANGED")
+        assert difference in error["why"]
+    # What came before is there; nothing of what came after.
+    assert rows(mirror, "select total, note from orders where id in (1, 7) order by id") == [["0.01", "note 1"], ["5.00", None]]
+    again = refused(mirror, "TABLE_NOT_FOUND" if "purchases" in write else "TABLE_CHANGED")
+    assert "public.orders" in again["what"]
+    new_lake(mirror)
+    whole(mirror)
+
+
+def test_a_table_is_dropped_while_it_is_followed(mirror: Any) -> None:
+    with Following(mirror) as following:
+        following.has(0)
+        mirror.sql("update orders set total = 5 where id = 7")
+        following.has(1)
+        mirror.sql("drop table orders")
+        mirror.sql("update customers set email = 'after'")
+        following.has(201)
+        following.stop()
+    refused(mirror, "TABLE_NOT_FOUND")
+    assert rows(mirror, "select count(*), (select total from orders where id = 7) from orders") == [[3000, "5.00"]]
+    new_lake(mirror)
+    whole(mirror)
+
+
+def test_a_change_of_shape_that_is_undone_leaves_no_trace(mirror: Any) -> None:
+    call(mirror, "sync", 0)
+    mirror.sql("update orders set total = 5 where id = 7; alter table orders add column tip int")
+    assert "tip" in refused(mirror, "TABLE_CHANGED")["why"]
+    mirror.sql("alter table orders drop column tip; update orders set total = 6 where id = 8")
+    whole(mirror)
+
+
+def test_a_table_without_a_key_is_named_and_left_alone(mirror: Any) -> None:
+    mirror.sql("create table log (at timestamptz default now(), line text); insert into log (line) values ('a'), ('b')")
+    done = call(mirror, "sync", 0)
+    assert "refused: public.log (NO_PRIMARY_KEY)" in done.stderr
+    (source,) = json.loads(call(mirror, "status --json", 0).stdout)["sources"]
+    assert [(one["table"], one["code"]) for one in source["applier"]["refused"]] == [("public.log", "NO_PRIMARY_KEY")]
+    # Published without a replica identity, these would fail.
+    mirror.sql("update log set line = 'c' where line = 'a'; delete from log where line = 'b'; update orders set total = 9 where id = 9")
+    assert [entry["table"] for entry in whole(mirror)["refused"]] == ["public.log"]
+    assert one(mirror, "select count(*) from pg_publication_tables where tablename = 'log'") == 0
+    (mirror.folder / "icelake.toml").write_text(PROJECT.replace('["public.*"]', '["public.*", "public.log"]'))
+    assert "public.log" in refused(mirror, "NO_PRIMARY_KEY")["what"]
