@@ -4,6 +4,7 @@ Everything a door can ask for is a method here. A ``Lakehouse`` may be opened by
 syncs a source holds that source's lock. Errors are those of ``icelake.errors``, unchanged.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -67,7 +69,7 @@ class Lakehouse:
         self._chance = SystemChance()
         lake = project.lake
         for folder in (lake, lake / "warehouse", lake / "index", lake / "desk", lake / "scratch"):
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
         self._storage = plant("storage", LocalStorage(), self._point)
         catalog = SqliteCatalog(str(lake / "catalog.db"), str(lake / "warehouse"), self._storage, self._clock, self._chance)
         self._catalog = plant("catalog", catalog, self._point)
@@ -167,7 +169,7 @@ class Lakehouse:
             self._clock,
             self._chance,
             desk,
-            lambda table: plant("index", FolderFiles(index / f"{table.namespace}.{table.name}"), self._point),
+            lambda table: plant("index", FolderFiles(index / quote(table.namespace, safe="") / quote(table.name, safe="")), self._point),
             settings.tables,
             settings.exclude,
             self._refusal,
@@ -448,6 +450,18 @@ class Lakehouse:
         for settings in self.project.sources.values():
             findings.extend({"source": settings.name, **asdict(finding)} for finding in check(settings.dsn.reveal(), settings.tables))
         return findings
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Refused("DISK_FULL", f"cannot make {folder}", why, "free space where the lake's folder is, then start again") from error
+        raise ProjectError(
+            "LAKE_NOT_WRITABLE", f"cannot make {folder}", why, "name a folder this user may make and write: [lake] folder, in icelake.toml"
+        ) from error
 
 
 def _choose(cuts: Sequence[Cut], at: str | None) -> Cut | None:

@@ -164,8 +164,11 @@ class Source(Protocol):
         """
         ...
 
-    def published(self, publication: str) -> frozenset[TableId]:
-        """The tables of the publication. Raises Refused if it is gone or no longer publishes all four operations."""
+    def published(self, publication: str) -> Mapping[TableId, str]:
+        """The tables of the publication, each with the text of its ``model.membership``.
+
+        Raises Refused if the publication is gone or no longer publishes all four operations.
+        """
         ...
 
     def slot(self, name: str) -> SlotState | None: ...

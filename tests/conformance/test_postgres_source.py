@@ -136,7 +136,13 @@ def test_publishes_idempotently_and_notices_a_weakened_publication(shop: Shop) -
     for _ in range(2):
         shop.source.publish("p", [a])
     shop.source.publish("p", [a, b])
-    assert shop.source.published("p") == {TableId("public", "a"), TableId("public", "B b")}
+    members = shop.source.published("p")
+    assert members.keys() == {TableId("public", "a"), TableId("public", "B b")}
+    shop.sql("alter publication p drop table a")
+    shop.sql("alter publication p add table a")
+    again = shop.source.published("p")
+    assert again[TableId("public", "a")] != members[TableId("public", "a")]
+    assert again[TableId("public", "B b")] == members[TableId("public", "B b")]
     shop.sql('alter publication p set table a where (id > 5), "B b"')
     with pytest.raises(Refused, match="row filter"):
         shop.source.published("p")

@@ -650,7 +650,7 @@ class SimSource:
 
     def identify(self) -> SourceIdentity:
         postgres = self._world.postgres
-        return self._call("identify", lambda: SourceIdentity(postgres.system_id, postgres.timeline, "shop", 180004))
+        return self._call("identify", lambda: SourceIdentity(postgres.system_id, postgres.timeline, "shop", 180004, postgres.wal))
 
     def describe(self, tables: Sequence[str]) -> Sequence[Relation | Refusal]:
         postgres = self._world.postgres
@@ -660,13 +660,13 @@ class SimSource:
         oids = frozenset(relation.oid for relation in relations)
         self._call("publish", lambda: self._world.postgres.publish(publication, oids))
 
-    def published(self, publication: str) -> frozenset[TableId]:
-        def names() -> frozenset[TableId]:
+    def published(self, publication: str) -> Mapping[TableId, str]:
+        def names() -> Mapping[TableId, str]:
             postgres = self._world.postgres
             if publication not in postgres.publications:
                 raise Refused("PUBLICATION_CHANGED", f"publication {publication} is gone")
             oids = postgres.publications[publication]
-            return frozenset(t.relation.id for t in postgres.tables.values() if t.relation.oid in oids)
+            return {t.relation.id: f"1.{t.relation.oid}|1|1" for t in postgres.tables.values() if t.relation.oid in oids}
 
         return self._call("published", names)
 

@@ -9,7 +9,7 @@ threaded, so a simulator can play every schedule. The rules are docs/protocol.md
 batch, and the next step starts again from the control table with a new epoch; anything else that is raised is final.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -34,7 +34,7 @@ from icelake.ingest.upkeep import plan_expiry
 from icelake.model.ident import publication_name, slot_name
 from icelake.model.load import LoadState
 from icelake.model.lsn import format_lsn
-from icelake.model.marker import LOAD, SOURCE, Marker
+from icelake.model.marker import LOAD, MEMBERSHIP, SOURCE, Marker
 from icelake.model.relation import Refusal, Relation, SourceIdentity, TableId
 from icelake.ports import (
     Catalog,
@@ -208,7 +208,9 @@ class Applier:
             self._begin_source(publication, relations)
         else:
             self._check_slot(publication, relations)
-        self.followed = {relation.id: self._follow(relation) for relation in relations}
+        members = self._source.published(publication)
+        self.followed = {relation.id: self._follow(relation, members.get(relation.id, "")) for relation in relations}
+        self._check_members(members)
         self._check_foreign()
         self._stream = self._source.stream(self._slot, publication, self.position, [f.relation for f in self.followed.values()])
         self._last_commit = self._clock.monotonic() - self.settings.commit_interval
@@ -276,6 +278,13 @@ class Applier:
                 f"system identifier {now.system_id}, the lake's is {marker.system_id}",
                 "check the address in icelake.toml",
             )
+        if now.flushed is not None and now.flushed < self.position:
+            raise Gap(
+                "SOURCE_WENT_BACK",
+                f"source {self.name!r} is at {format_lsn(now.flushed)}, the lake at {format_lsn(self.position)}",
+                "the server was restored from a backup or a snapshot: the lake holds transactions it no longer has",
+                "compare with `icelake verify`, then load the tables again into a new lake",
+            )
         if marker.timeline != now.timeline:
             raise Gap(
                 "NEW_TIMELINE",
@@ -316,17 +325,7 @@ class Applier:
                 "someone else read from the slot or moved it: the changes between are gone",
                 "load the tables again into a new lake",
             )
-        published = self._source.published(publication)
-        known = [relation for relation in relations if self._exists(relation.id)]
-        left = [str(relation.id) for relation in known if relation.id not in published]
-        if left:
-            raise Refused(
-                "PUBLICATION_CHANGED",
-                f"{', '.join(left)} is not in publication {publication} any more",
-                "someone took it out: changes to it since then are not in the stream",
-                "load the tables again into a new lake",
-            )
-        if len(known) < len(relations):
+        if not all(self._exists(relation.id) for relation in relations):
             self._source.publish(publication, relations)
 
     def _exists(self, table: TableId) -> bool:
@@ -336,11 +335,16 @@ class Applier:
             return False
         return True
 
-    def _follow(self, relation: Relation) -> Followed:
+    def _check_members(self, members: Mapping[TableId, str]) -> None:
+        """Refuse to go on if changes to a followed table may be missing from the stream."""
+        for followed in self.followed.values():
+            followed.is_member(members.get(followed.id))
+
+    def _follow(self, relation: Relation, member: str) -> Followed:
         try:
             loaded = self._catalog.load(relation.id)
         except NoSuchTable:
-            loaded = self._create(relation)
+            loaded = self._create(relation, member)
         properties = loaded.metadata["properties"]
         if properties.get(SOURCE) != self._control.source:
             raise ForeignChange(
@@ -350,12 +354,12 @@ class Applier:
                 "move it out of the way, or give the mirror's source another catalog",
             )
         table = Table.open(loaded, self._storage, self._clock, self._chance)
-        if table.relation != replace(relation, key_is_ordered=table.relation.key_is_ordered):
+        if _shape(table.relation) != _shape(relation):
             raise UnsupportedTable(
                 "TABLE_CHANGED",
                 f"{relation.id} has not the shape any more that its mirror has",
                 _difference(table.relation, relation),
-                "undo the change in the source, or drop the mirror in the lake: it is then loaded again",
+                "undo the change in the source, or load the tables again into a new lake",
             )
         index = KeyIndex.load(self._index_files(relation.id), loaded.metadata["table-uuid"])
         reconciled = index.reconcile(table)
@@ -363,11 +367,12 @@ class Applier:
             self.rebuilt_indexes[relation.id] = reconciled.reason
         return Followed(table, index)
 
-    def _create(self, relation: Relation) -> LoadedTable:
+    def _create(self, relation: Relation, member: str) -> LoadedTable:
         properties = {
             **table_properties(relation),
             SOURCE: self._control.source,
             LOAD: LoadState().dump(),
+            MEMBERSHIP: member,
         }
         try:
             return self._catalog.create(relation.id, iceberg_schema(relation), properties)
@@ -384,7 +389,7 @@ class Applier:
             while at is not None and at != expected:
                 snapshot = by_id.get(at)
                 if snapshot is None:
-                    break  # expired: what came before is older than every cut that is kept
+                    break  # someone expired what came before, the last cut's snapshot perhaps with it
                 summary = snapshot["summary"]
                 if summary["operation"] != "replace":
                     if expected is None and summary.get(SOURCE) == self._control.source:
@@ -392,7 +397,7 @@ class Applier:
                     why = f"snapshot {at} ({summary['operation']}) was not made by this source's applier"
                     raise self._changed(followed.id, why)
                 at = snapshot.get("parent-snapshot-id")
-            if at is None and expected is not None:
+            if at != expected and expected in by_id:
                 raise self._changed(followed.id, f"it was rolled back: the last cut's snapshot {expected} is not behind its present one")
 
     def _changed(self, table: TableId, why: str) -> ForeignChange:
@@ -400,7 +405,7 @@ class Applier:
             "TABLE_CHANGED_BY_OTHERS",
             f"{table} was changed by someone else",
             why,
-            "roll it back to the snapshot of the last cut (`icelake cuts`), or drop it in the lake: it is then loaded again",
+            "roll it back to the snapshot of the last cut (`icelake cuts` names it), or load the tables again into a new lake",
         )
 
     # -------------------------------------------------------------------------------------------------- step
@@ -437,7 +442,7 @@ class Applier:
         stream = self._stream
         assert stream is not None
         hold = self._desk.hold_wanted()
-        if hold is not None and (hold.lsn is None or hold.lsn >= self.position):
+        if hold is not None and (hold.lsn is None or hold.lsn >= max(self.position, self._batch.position)):
             return self._step_hold(stream, hold, timeout)
         self._hold = None
         due = self._last_commit + self.settings.commit_interval
@@ -451,8 +456,8 @@ class Applier:
             self._turn_to_load = True
             if self._batch.bytes + stream.buffered >= self.settings.chunk_bytes or self._clock.monotonic() >= due:
                 return self._take_and_commit(stream)
-        elif self._position_due(stream):
-            return self._commit(stream.server_lsn)
+        elif (idle := self._idle_position(stream)) is not None:
+            return self._commit(idle)
         elif not self._turn_to_load and any(not followed.load.complete for followed in self.followed.values()):
             self._turn_to_load = True
             return Progress("wait", position=self.position)
@@ -469,7 +474,7 @@ class Applier:
     def _take(self, stream: Stream, before: int | None = None) -> bool:
         """Apply what is there to the running batch; whether anything was."""
         taken = False
-        while self._batch.bytes < self.settings.batch_bytes or self._batch.mid:
+        while before is not None or self._batch.bytes < self.settings.batch_bytes or self._batch.mid:
             chunk = stream.take(before=before, max_bytes=self.settings.chunk_bytes)
             if chunk is None:
                 break
@@ -501,6 +506,8 @@ class Applier:
     def _commit(self, position: int) -> Progress:
         """One cut at ``position``: every touched table and the control table, whole or not at all."""
         assert position >= self.position
+        # After everything of the batch was received: whoever left the publication before any of it, is missing here.
+        self._check_members(self._source.published(publication_name(self.name, self._control.source)))
         # The interval runs from beginning to beginning: commits come once in it, however long one takes.
         self._last_commit = self._clock.monotonic()
         marker = self._marker(position)
@@ -540,7 +547,8 @@ class Applier:
         for location in unused:
             self._storage.delete(location)
         for followed, _ in touched:
-            self._compact(followed)
+            if self.followed.get(followed.id) is followed:  # a conflict in one compaction begins everything again
+                self._compact(followed)
         return progress
 
     def _record(self, position: int, commit_time: int, tables: dict[str, int]) -> None:
@@ -596,14 +604,15 @@ class Applier:
         waiting = [f.load.whole_from for f in self.followed.values() if f.load.complete and str(f.id) not in self._control.cut.tables]
         return max([self._target, *waiting])
 
-    def _position_due(self, stream: Stream) -> bool:
-        """Nothing is pending: is it time to record how far the source is?"""
-        if stream.server_lsn <= self.position or stream.complete > self.position:
-            return False
-        wanted = self._wanted_position()
-        if self.position < wanted <= stream.server_lsn:
-            return True
-        return self._clock.monotonic() >= self._last_commit + self.settings.idle_interval
+    def _idle_position(self, stream: Stream) -> int | None:
+        """How far the source is, if nothing is pending and it is time to record that."""
+        # Read first: what is received from here on raises the stream's position, and must not raise this one.
+        position = stream.server_lsn
+        if position <= self.position or stream.complete > self.position or stream.buffered:
+            return None
+        if self.position < self._wanted_position() <= position:
+            return position
+        return position if self._clock.monotonic() >= self._last_commit + self.settings.idle_interval else None
 
     # -------------------------------------------------------------------------------------------------- load
 
@@ -635,9 +644,10 @@ class Applier:
             followed.done(after[1])
 
     def _expire(self) -> Progress:
-        tables = {followed.id: LoadedTable(followed.id, followed.table.metadata, "") for followed in self.followed.values()}
+        # As the catalog has them now: a branch that someone made keeps files that main alone would not.
+        tables = {table: self._catalog.load(table) for table in self.followed}
         plan = plan_expiry(
-            self._control.loaded,
+            self._catalog.load(self._control.id),
             tables,
             self._catalog.leases(),
             self.settings.retention,
@@ -660,8 +670,9 @@ class Applier:
                     self._control.drop(loaded)
             else:
                 self.followed[change.id].table.adopt(loaded, None)
-        for location in plan.files:
-            self._storage.delete(location)
+        if all(plan.foresaw(loaded) for loaded in after):
+            for location in plan.files:
+                self._storage.delete(location)
         return Progress("upkeep", position=self.position)
 
     # -------------------------------------------------------------------------------------------------- hold
@@ -701,9 +712,15 @@ def _new_snapshot(change: TableChange) -> int:
     raise AssertionError("a change without a snapshot")
 
 
+def _shape(relation: Relation) -> Relation:
+    """What must stay as it is: whether a column may be null does not matter to a mirror, whose columns may all be."""
+    columns = tuple(replace(column, nullable=True) for column in relation.columns)
+    return replace(relation, key_is_ordered=True, columns=columns)
+
+
 def _difference(lake: Relation, source: Relation) -> str:
     def columns(relation: Relation) -> set[str]:
-        return {f"{c.name} {c.pg_type}{'' if c.nullable else ' not null'} (attnum {c.attnum})" for c in relation.columns}
+        return {f"{c.name} {c.pg_type} (attnum {c.attnum})" for c in relation.columns}
 
     parts = []
     if lake.oid != source.oid:

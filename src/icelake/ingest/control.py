@@ -56,10 +56,6 @@ class Control:
         """Everything with end LSN <= this is in the lake. None before the slot was recorded."""
         return self.marker.lsn if self.marker else None
 
-    @property
-    def loaded(self) -> LoadedTable:
-        return LoadedTable(self.id, self._table.metadata, "")
-
     def acquire(self, held: int | None) -> None:
         """Own the source: commit the next epoch. ``held`` is the epoch this process had before, None at its start.
 

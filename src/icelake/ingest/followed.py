@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from icelake.errors import Corrupt
+from icelake.errors import Corrupt, Refused, UnsupportedTable
 from icelake.ingest import collapse
 from icelake.ingest.keyorder import key_text, sortable
 from icelake.model.load import LoadState
-from icelake.model.marker import LOAD, Marker
+from icelake.model.marker import LOAD, MEMBERSHIP, Marker
+from icelake.model.membership import Membership
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, LoadedTable, TableChange
 from icelake.sources.postgres.types import order
 from icelake.tables.key_index import KeyIndex
@@ -40,6 +41,8 @@ class Followed:
         self._next_load = self.load
         self.delta: Delta | None = None
         self.changes = 0
+        self.membership = Membership.parse(table.metadata["properties"][MEMBERSHIP])
+        self._next_membership = self.membership
 
     # ------------------------------------------------------------------------------------------------ changes
 
@@ -211,15 +214,36 @@ class Followed:
         """Whether the table, with the running batch, is consistent with the others at ``position``."""
         return self._next_load.complete and self._next_load.whole_from <= position
 
+    def is_member(self, text: str | None) -> None:
+        """``text``: the table's mark now, from the publication. Raises Refused if changes may be missing from the stream."""
+        now = Membership.parse(text) if text is not None else None
+        if now is None or self.membership.left(now):
+            raise Refused(
+                "PUBLICATION_CHANGED",
+                f"{self.id} left its publication",
+                "someone took it out, or made the table or the publication anew: changes to it meanwhile are not in the stream",
+                "load the tables again into a new lake",
+            )
+        if self.membership.rewritten(now):
+            raise UnsupportedTable(
+                "TABLE_REWRITTEN",
+                f"the rows of {self.id} were rewritten in the source",
+                "an ALTER TABLE changed a column and all rows, which PostgreSQL does not send as changes",
+                "load the tables again into a new lake; `icelake verify` tells whether a row differs",
+            )
+        self._next_membership = now
+
     # ------------------------------------------------------------------------------------------------- commit
 
     def prepare(self, marker: Marker) -> TableChange | None:
         """The batch as this table's part of a commit at ``marker``; None if the batch leaves the table as it is."""
         load = self._next_load.settled(marker.lsn)
-        if self.delta is None or (self.delta.is_empty and load == self.load):
+        still = load == self.load and self._next_membership == self.membership
+        if still and (self.delta is None or self.delta.is_empty):
             return None
         self._next_load = load
-        return self.delta.prepare(marker.summary(), {**marker.summary(), LOAD: load.dump()})
+        properties = {**marker.summary(), LOAD: load.dump(), MEMBERSHIP: str(self._next_membership)}
+        return self._begin().prepare(marker.summary(), properties)
 
     def done(self, loaded: LoadedTable) -> list[str]:
         """The commit with this table's part in it succeeded. Files that were written on the way and are in no snapshot."""
@@ -227,6 +251,7 @@ class Followed:
         unused = list(self.delta.unused)
         self.table.adopt(loaded, self.delta)
         self.load = self._next_load
+        self.membership = self._next_membership
         self._end()
         self.index.commit(self.table.snapshot_id, self.identities())
         return unused
@@ -242,6 +267,7 @@ class Followed:
         """Forget the batch. The files it wrote, which nobody knows if it was never sent to the catalog."""
         written = list(self.delta.written) if self.delta is not None else []
         self._next_load = self.load
+        self._next_membership = self.membership
         self.index.rollback()
         self._end()
         return written

@@ -19,6 +19,12 @@ class Expiry:
 
     changes: Sequence[TableChange]
     files: Sequence[str]
+    left: Mapping[TableId, set[int]]
+    """The snapshots each table has when the changes are done, if nobody else changes it meanwhile."""
+
+    def foresaw(self, after: LoadedTable) -> bool:
+        """Whether a table is as planned: a snapshot made meanwhile, on a branch perhaps, may need the files."""
+        return {snapshot["snapshot-id"] for snapshot in after.metadata.get("snapshots", ())} <= self.left[after.id]
 
 
 def plan_expiry(
@@ -45,13 +51,16 @@ def plan_expiry(
             leased.setdefault(table, set()).add(snapshot_id)
     changes: list[TableChange] = []
     files: list[str] = []
+    left: dict[TableId, set[int]] = {}
     # The control table first: a commit that drops snapshots is found out by its first table (ingest.commit.landed).
     for loaded, keeping in [(control, set(kept)), *((tables[table], ids) for table, ids in needed.items())]:
         keeping = keeping | leased.get(loaded.id, set())
         keeping |= {ref["snapshot-id"] for ref in loaded.metadata.get("refs", {}).values()}
-        drop = {snapshot["snapshot-id"] for snapshot in loaded.metadata.get("snapshots", [])} - keeping
+        present = {snapshot["snapshot-id"] for snapshot in loaded.metadata.get("snapshots", [])}
+        drop = present - keeping
+        left[loaded.id] = present - drop
         if drop:
             change, unneeded = expire(loaded, drop, storage)
             changes.append(change)
             files.extend(unneeded)
-    return Expiry(changes, files)
+    return Expiry(changes, files, left)

@@ -21,6 +21,8 @@ EPOCH = "icelake.epoch"
 COMMIT_TIME = "icelake.commit-time"
 CUT = "icelake.cut"
 LOAD = "icelake.load"
+MEMBERSHIP = "icelake.membership"
+"""Property of a mirror: ``model.membership`` as of its last commit."""
 
 
 @dataclass(frozen=True, slots=True)

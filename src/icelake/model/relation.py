@@ -73,6 +73,8 @@ class SourceIdentity:
     database: str
     version: int = field(default=0)
     """server_version_num"""
+    flushed: int | None = None
+    """How far its WAL is written (IDENTIFY_SYSTEM, xlogpos)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Never holds data: the file may be deleted at any time when nothing runs. What wa
 Fails with ``Refused`` ALREADY_RUNNING, ``Refused`` DESK_UNUSABLE (the file is damaged or may not be written), and ``Unreachable``.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -130,8 +131,11 @@ class SqliteDesk:
                             "wait for it, or stop it; `icelake status` shows what it does",
                         ) from None
                     time.sleep(0.02)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            try:
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, str(os.getpid()).encode(), 0)
+            except OSError as error:
+                raise _unusable(error, self._path) from error
             try:
                 yield
             finally:
@@ -258,7 +262,7 @@ class SqliteDesk:
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise Refused("DESK_UNUSABLE", f"cannot open {path}", str(error), "run as the user who owns the lake's folder") from error
+            raise _unusable(error, path) from error
 
 
 def _open(made: float, deadline: float) -> bool:
@@ -290,6 +294,12 @@ def _alive(pid: int, pids: str) -> bool:
 def _read_pid(fd: int) -> int:
     text = os.pread(fd, 20, 0)
     return int(text) if text.isdigit() else 0
+
+
+def _unusable(error: OSError, path: Path | str) -> Refused:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Refused("DISK_FULL", f"cannot write {path}", str(error), "free space where the lake's folder is, then start again")
+    return Refused("DESK_UNUSABLE", f"cannot open {path}", str(error), "run as the user who owns the lake's folder")
 
 
 def _translate(error: sqlite3.Error, path: Path) -> IcelakeError:

@@ -8,6 +8,7 @@ While it is open the server keeps old row versions (its xmin is held) and the lo
 Fails with Unreachable for what may pass, Refused for what somebody must change.
 """
 
+import codecs
 import secrets
 import selectors
 import time
@@ -307,6 +308,8 @@ def _wait(pgconn: pq.abc.PGconn, seconds: float) -> None:
 
 def _parse(block: bytes, names: Sequence[str]) -> pa.Table:
     # PostgreSQL sends a row a message, so a block never ends inside a row, and quotes '' but not NULL.
+    if block.startswith(codecs.BOM_UTF8):
+        block = codecs.BOM_UTF8 + block  # the parser takes one away
     return pa_csv.read_csv(
         pa.BufferReader(block),  # type: ignore[arg-type]  # the stubs know only Python files
         read_options=pa_csv.ReadOptions(column_names=list(names), block_size=len(block) + 1, use_threads=False),

@@ -8,7 +8,7 @@ Fails with the errors of ``session.explain``.
 
 import secrets
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 
 import psycopg
@@ -18,6 +18,7 @@ from psycopg import pq, sql
 from icelake.errors import Gap, Refused, Unreachable
 from icelake.model.load import Bound
 from icelake.model.lsn import format_lsn, parse_lsn
+from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import RangeEnd, RangeRead
 from icelake.sources.postgres import schema
@@ -48,8 +49,8 @@ class PostgresSource:
 
     def identify(self) -> SourceIdentity:
         with session(self.dsn, "cannot identify the server", replication=True) as server:
-            system_id, timeline, _, database = run(server, "IDENTIFY_SYSTEM")[0]
-            return SourceIdentity(str(system_id), int(timeline), str(database), server.info.server_version)
+            system_id, timeline, flushed, database = run(server, "IDENTIFY_SYSTEM")[0]
+            return SourceIdentity(str(system_id), int(timeline), str(database), server.info.server_version, parse_lsn(str(flushed)))
 
     def current_lsn(self) -> int:
         """Every commit acknowledged to a client before this call ends before this position (it is flushed)."""
@@ -84,7 +85,7 @@ class PostgresSource:
             except psycopg.errors.DuplicateObject:
                 # Somebody was faster with the same: what matters is what is there now.
                 now = _published(server, publication)
-                if now is None or not {relation.id for relation in relations} <= now:
+                if now is None or not {relation.id for relation in relations} <= now.keys():
                     raise
             except psycopg.errors.InsufficientPrivilege as error:
                 role = schema.quoted(server.info.user)
@@ -96,7 +97,7 @@ class PostgresSource:
                     f"or have the owner run: {statement.as_string(server)};",
                 ) from None
 
-    def published(self, publication: str) -> frozenset[TableId]:
+    def published(self, publication: str) -> Mapping[TableId, str]:
         with session(self.dsn, "cannot look up the publication") as server:
             there = _published(server, publication)
         if there is None:
@@ -174,7 +175,7 @@ class PostgresSource:
         """See ``ports.Source.stream``. Raises Gap SLOT_MISSING / SLOT_LOST / SLOT_AHEAD, Refused SLOT_IN_USE /
         PUBLICATION_CHANGED, UnsupportedTable when a table is not what the lake holds."""
         held = {relation.oid: relation for relation in relations}
-        unpublished = {relation.id for relation in relations} - self.published(publication)
+        unpublished = {relation.id for relation in relations} - self.published(publication).keys()
         if unpublished:
             raise Refused(
                 "PUBLICATION_CHANGED",
@@ -360,8 +361,11 @@ def _single(lower: Bound | None, upper: Bound | None) -> bool:
     return lower is not None and upper is not None and lower[0] == upper[0]
 
 
-def _published(server: Connection, publication: str) -> frozenset[TableId] | None:
-    """Its tables; None if there is no such publication. Raises Refused if it does not send every change whole."""
+def _published(server: Connection, publication: str) -> dict[TableId, str] | None:
+    """Its tables, each with its mark (``model.membership``); None if there is no such publication.
+
+    Raises Refused if it does not send every change whole.
+    """
     found = run(
         server,
         """
@@ -392,8 +396,20 @@ def _published(server: Connection, publication: str) -> frozenset[TableId] | Non
             "; ".join(wrong),
             f"DROP PUBLICATION {schema.quoted(publication)};  and load the tables again: what was missed cannot be told",
         )
-    rows = run(server, "select schemaname, tablename from pg_catalog.pg_publication_tables where pubname = %s", [publication])
-    return frozenset(TableId(str(namespace), str(name)) for namespace, name in rows)
+    rows = run(
+        server,
+        """
+        select n.nspname, c.relname, p.oid, r.oid, c.relfilenode,
+               (select md5(string_agg(a.attnum || ':' || a.xmin, ',' order by a.attnum))
+                from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+        from pg_catalog.pg_publication p
+        join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
+        join pg_catalog.pg_class c on c.oid = r.prrelid
+        join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where p.pubname = %s""",
+        [publication],
+    )
+    return {TableId(str(row[0]), str(row[1])): str(Membership(f"{row[2]}.{row[3]}", str(row[4]), str(row[5]))) for row in rows}
 
 
 def _slot(server: Connection, name: str) -> SlotState | None:

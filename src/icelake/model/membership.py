@@ -1,0 +1,36 @@
+"""What tells that a table's stream of changes has a hole although the table looks as before.
+
+A table that leaves its publication and comes back has lost the changes between. A table whose rows were rewritten by ALTER TABLE
+(``ALTER COLUMN … TYPE … USING``) sent none of them. A mark is kept in the mirror's properties and compared before every commit.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The mark of one table. Its text is ``publication|storage|columns``."""
+
+    publication: str
+    """Another one whenever the table was added to a publication anew (the OIDs of publication and membership)."""
+    storage: str
+    """Another one after every rewrite of the table: VACUUM FULL, CLUSTER and TRUNCATE too (relfilenode)."""
+    columns: str
+    """Another one after every ALTER of a column, of its default or statistics too (xmin of the pg_attribute rows)."""
+
+    def __str__(self) -> str:
+        return f"{self.publication}|{self.storage}|{self.columns}"
+
+    @staticmethod
+    def parse(text: str) -> "Membership":
+        """Raises ValueError."""
+        publication, storage, columns = text.split("|")
+        return Membership(publication, storage, columns)
+
+    def left(self, now: "Membership") -> bool:
+        """Whether the table was out of the publication between the two."""
+        return self.publication != now.publication
+
+    def rewritten(self, now: "Membership") -> bool:
+        """Whether rows may have been changed by ALTER TABLE between the two: both marks moved, which else only come apart."""
+        return self.storage != now.storage and self.columns != now.columns
