@@ -87,12 +87,20 @@ class Chunk:
 class Stream(Protocol):
     """A running START_REPLICATION (protocol version 1: whole transactions in commit order). Not thread-safe for its caller."""
 
-    buffered: int
-    """Bytes received and not taken yet (bounded; the server waits when it is full)."""
-    complete: int
-    """End LSN of the last complete transaction received, taken or not; the start position before the first."""
-    server_lsn: int
-    """Every commit before this position has been *received* (keepalives and transactions). Never less than ``complete``."""
+    @property
+    def buffered(self) -> int:
+        """Bytes received and not taken yet (bounded; the server waits when it is full). Like the next two, it may grow at any time."""
+        ...
+
+    @property
+    def complete(self) -> int:
+        """End LSN of the last complete transaction received, taken or not; the start position before the first."""
+        ...
+
+    @property
+    def server_lsn(self) -> int:
+        """Every commit before this position has been *received* (keepalives and transactions). Never less than ``complete``."""
+        ...
 
     def wait(self, timeout: float) -> bool:
         """Receive until something new came or ``timeout`` seconds passed; True if something did (keepalives count)."""

@@ -372,6 +372,22 @@ _ALL = (
         ),
     ),
     Bug(
+        "idle position read late",
+        "a keepalive's position is taken over only when nothing received is pending",
+        (
+            Patch(
+                APPLIER,
+                "        if self.position < self._wanted_position() <= position:\n            return position\n",
+                "        if self.position < self._wanted_position() <= position:\n            return stream.server_lsn\n",
+            ),
+            Patch(
+                APPLIER,
+                "        return position if self._clock.monotonic() >= ",
+                "        return stream.server_lsn if self._clock.monotonic() >= ",
+            ),
+        ),
+    ),
+    Bug(
         "position is the commit's start",
         "a transaction's position is its end LSN",
         (Patch(PGOUTPUT, "position=int(state[kernels.POSITION]) & _U64 if transactions", "position=int(log.lsn[0]) if transactions"),),

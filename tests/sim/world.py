@@ -790,9 +790,29 @@ class SimStream:
         self._capacity = world.rng.choice((1000, 6000, 1 << 22, 1 << 22))
         self.attached = True
         self._silence = world.rng.randrange(6)
-        self.buffered = 0
-        self.complete = start
-        self.server_lsn = start
+        self._buffered = 0
+        self._complete = start
+        self._server_lsn = start
+
+    @property
+    def buffered(self) -> int:
+        self._meanwhile()
+        return self._buffered
+
+    @property
+    def complete(self) -> int:
+        self._meanwhile()
+        return self._complete
+
+    @property
+    def server_lsn(self) -> int:
+        self._meanwhile()
+        return self._server_lsn
+
+    def _meanwhile(self) -> None:
+        """The real receiver is a thread: what it has received may grow between any two looks."""
+        if self.attached and self._world.rng.random() < 0.1:
+            self._receive()
 
     def _relation(self, message: RelationMessage) -> Relation:
         relation = self._relations.get(message.oid)
@@ -837,7 +857,7 @@ class SimStream:
         rng = world.rng
         news = False
         budget = rng.choice((1, 4, 40, 10_000))
-        while budget > 0 and self.buffered < self._capacity:
+        while budget > 0 and self._buffered < self._capacity:
             if not self._wire:
                 found = self._unsent(self._known)
                 if found is None:
@@ -847,22 +867,22 @@ class SimStream:
                 self._wire = messages[::-1]
                 if rng.random() < 0.1:
                     # Everything before this commit record has been sent, and the server says so.
-                    self.server_lsn = max(self.server_lsn, transaction.commit_lsn)
+                    self._server_lsn = max(self._server_lsn, transaction.commit_lsn)
                 self._buffer.append(_Received(transaction.commit_lsn, transaction.end_lsn, []))
             message = self._wire.pop()
             last = self._buffer[-1]
             last.frames.append(message)
-            self.buffered += len(message) + 4
+            self._buffered += len(message) + 4
             budget -= 1
             news = True
             if not self._wire:
                 last.whole = True
-                self.complete = last.end_lsn
-                self.server_lsn = max(self.server_lsn, last.end_lsn)
-        if not self._wire and self.buffered < self._capacity and (self._asked or rng.random() < 0.3):
+                self._complete = last.end_lsn
+                self._server_lsn = max(self._server_lsn, last.end_lsn)
+        if not self._wire and self._buffered < self._capacity and (self._asked or rng.random() < 0.3):
             self._asked = False
-            if self._unsent(set(self._known)) is None and self.server_lsn < world.postgres.wal:
-                self.server_lsn = world.postgres.wal
+            if self._unsent(set(self._known)) is None and self._server_lsn < world.postgres.wal:
+                self._server_lsn = world.postgres.wal
                 news = True
         return news
 
@@ -889,14 +909,14 @@ class SimStream:
                     out += len(frame).to_bytes(4, "little") + frame
                 self._buffer.pop(0)
                 continue
-            if not out and (first.whole or self.buffered >= min(limit, self._capacity)):
+            if not out and (first.whole or self._buffered >= min(limit, self._capacity)):
                 while first.frames and (not out or len(out) < limit):
                     frame = first.frames.pop(0)
                     out += len(frame).to_bytes(4, "little") + frame
                 if first.whole and not first.frames:
                     self._buffer.pop(0)
             break
-        self.buffered -= len(out)
+        self._buffered -= len(out)
         chunk = self._decoder.decode(bytes(out)) if out else None
         if chunk is not None and world.trace is not None:
             until = "in the middle of one" if chunk.open else f"to {chunk.position or 0:X}"
@@ -907,7 +927,7 @@ class SimStream:
     def blocked(self, before: int) -> bool:
         if self._buffer:
             return self._buffer[0].commit_lsn >= before
-        return self.server_lsn >= before
+        return self._server_lsn >= before
 
     def ask(self) -> None:
         self._world.enter(self.process, "stream.ask")

@@ -1,0 +1,130 @@
+"""Holes in the stream of changes that PostgreSQL does not announce: each is refused before a commit, never mirrored over."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from icelake.bench.rig import Rig, rig
+from icelake.errors import Gap, IcelakeError, Refused, UnsupportedTable
+from icelake.lakehouse import Lakehouse
+from icelake.model.membership import Membership
+from icelake.project import load_project
+from icelake.stack.postgres import Postgres
+
+
+@pytest.fixture
+def made() -> Iterator[Rig]:
+    with rig(settings={"fsync": "off"}) as one:
+        sql(
+            one, "create table a (id int primary key, v int not null, note text)", "insert into a select g, g from generate_series(1, 10) g"
+        )
+        sql(one, "create table b (id int primary key)", "insert into b values (1)")
+        one.lakehouse.sync()
+        yield one
+
+
+def sql(one: Rig, *statements: str) -> None:
+    with psycopg.connect(one.dsn, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def publication(one: Rig) -> str:
+    with psycopg.connect(one.dsn) as connection:
+        row = connection.execute("select pubname from pg_publication").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def refused(one: Rig, kind: type[IcelakeError], code: str) -> None:
+    for _ in range(2):  # and again: a restart does not talk itself out of it
+        with pytest.raises(kind) as caught:
+            one.lakehouse.sync()
+        assert caught.value.code == code
+
+
+def test_a_table_that_left_the_publication_and_came_back(made: Rig) -> None:
+    name = publication(made)
+    sql(made, f"alter publication {name} drop table a", "insert into a values (11, 11)", f"alter publication {name} add table a")
+    sql(made, "insert into a values (12, 12)")
+    refused(made, Refused, "PUBLICATION_CHANGED")
+
+
+def test_a_table_made_anew_under_the_same_name(made: Rig) -> None:
+    name = publication(made)
+    sql(made, "drop table b", "create table b (id int primary key)", "insert into b values (2)", f"alter publication {name} add table b")
+    refused(made, Refused, "TABLE_CHANGED")
+
+
+def test_rows_rewritten_in_place(made: Rig) -> None:
+    sql(made, "alter table a alter column v type int using v * 100", "insert into a values (11, 11)")
+    refused(made, UnsupportedTable, "TABLE_REWRITTEN")
+
+
+def test_what_only_looks_like_a_rewrite_is_let_pass(made: Rig) -> None:
+    sql(made, "vacuum full a", "insert into a values (11, 11)")
+    made.lakehouse.sync()
+    sql(made, "alter table a alter column v set default 5", "insert into a (id) values (12)")
+    made.lakehouse.sync()
+    sql(made, "truncate a", "insert into a values (1, 1)")
+    made.lakehouse.sync()
+    sql(made, "alter table a alter column v drop not null", "insert into a values (2, null)")
+    made.lakehouse.sync()
+    assert made.lakehouse.verify()["equal"]
+
+
+def test_the_marks_come_apart() -> None:
+    mark = Membership.parse("1.2|3|c")
+    assert str(mark) == "1.2|3|c"
+    assert mark.left(Membership("1.3", "3", "c"))
+    assert mark.rewritten(Membership("1.2", "4", "d"))
+    assert not mark.rewritten(Membership("1.2", "4", "c"))
+    assert not mark.rewritten(Membership("1.2", "3", "d"))
+
+
+def test_a_server_put_back_to_an_earlier_state(tmp_path: Path) -> None:
+    """A restored file-system snapshot: same system identifier, same timeline, less WAL than the lake holds."""
+    with Postgres() as server:
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            connection.execute("create table a (id int primary key)")
+            connection.execute("insert into a values (1)")
+        (tmp_path / "dsn").write_text(server.dsn)
+        (tmp_path / "icelake.toml").write_text('[project]\nname = "x"\n[sources.main]\ndsn = { file = "dsn" }\ntables = ["public.*"]\n')
+        with Lakehouse(load_project(tmp_path)) as lakehouse:
+            lakehouse.sync()
+            server.stop()
+            saved = tmp_path / "saved"
+            shutil.copytree(server.data, saved)
+            server.start()
+            with psycopg.connect(server.dsn, autocommit=True) as connection:
+                connection.execute("insert into a select g from generate_series(2, 50000) g")
+            lakehouse.sync()
+            server.stop()
+            owner = server.data.stat()
+            for path in (server.data, saved):
+                assert path.exists()
+            _replace(server.data, saved, owner.st_uid, owner.st_gid)
+            server.start()
+            with pytest.raises(Gap) as caught:
+                lakehouse.sync()
+            assert caught.value.code == "SOURCE_WENT_BACK"
+
+
+def _replace(data: Path, saved: Path, uid: int, gid: int) -> None:
+    """The content of ``data`` becomes that of ``saved``, owned as before."""
+    for entry in data.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    shutil.copytree(saved, data, dirs_exist_ok=True)
+    for root, folders, files in os.walk(data):
+        for name in (*folders, *files):
+            os.chown(Path(root) / name, uid, gid)
+
+
+def test_text_that_begins_with_a_byte_order_mark_is_compared_whole(made: Rig) -> None:
+    sql(made, "create table c (k text primary key, v text)", "insert into c values (U&'\\FEFFx', U&'\\FEFFy'), ('x', 'y')")
+    made.lakehouse.sync()
+    assert made.lakehouse.verify(["c"])["equal"]
