@@ -19,7 +19,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test lint format docs test-unit test-sim test-crash test-spark soak bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-spark soak bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ demo: $(INSTALLED) ## a shop that keeps trading, mirrored, questioned and verifi
 
 test: lint ## everything but the tests that need Java or an hour
 	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not soak" $(ARGS)
+
+test-full: lint ## make test with its short forms at full length (about half an hour)
+	@ICELAKE_FULL=1 exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not soak" $(ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy, the rooms' import contracts, dependencies, generated pages
 	@$(BIN)/ruff check --quiet .

@@ -20,3 +20,8 @@ def lacking() -> Lacking:
         pytest.skip(f"{component}: {why}")
 
     return absent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that nobody waits for one that began last."""
+    items.sort(key=lambda item: item.get_closest_marker("sim") is None)

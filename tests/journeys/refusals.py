@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -114,6 +115,12 @@ class Following:
     def has(self, changes: int) -> None:
         """Until everything is loaded and so many changes are committed."""
         self.until(lambda status: not status["loading"] and status["changes"] >= changes)
+
+    def streams(self) -> None:
+        """Until it has the slot; it says nothing of its own before there is something to commit."""
+        while not one(self.shell, f"select coalesce(bool_or(active), false) from pg_replication_slots where slot_name in ({SLOT})"):
+            assert self.process.poll() is None
+            time.sleep(0.05)
 
     def _end(self) -> Any:
         assert self.process.stdout is not None

@@ -202,14 +202,25 @@ class Applier:
         self._identity = self._source.identify()
         self._slot = slot_name(self.name, self._control.source)
         publication = publication_name(self.name, self._control.source)
-        relations = self._relations()
         self._check_identity()
-        if self._control.marker is None:
+        first = self._control.marker is None
+        if not first:
+            self._check_slot()
+        relations = self._relations()
+        if first:
             self._begin_source(publication, relations)
-        else:
-            self._check_slot(publication, relations)
+        elif not all(self._exists(relation.id) for relation in relations):
+            self._source.publish(publication, relations)
         members = self._source.published(publication)
-        self.followed = {relation.id: self._follow(relation, members.get(relation.id, "")) for relation in relations}
+        left = sorted(str(relation.id) for relation in relations if relation.id not in members)
+        if left:
+            raise Refused(
+                "PUBLICATION_CHANGED",
+                f"publication {publication} does not hold {', '.join(left)}",
+                "someone took it out: changes to it since then are not in the stream",
+                "load the tables again into a new lake",
+            )
+        self.followed = {relation.id: self._follow(relation, members[relation.id]) for relation in relations}
         self._check_members(members)
         self._check_foreign()
         self._stream = self._source.stream(self._slot, publication, self.position, [f.relation for f in self.followed.values()])
@@ -227,24 +238,26 @@ class Applier:
     def _relations(self) -> list[Relation]:
         described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
         refused = [entry for entry in described if isinstance(entry, Refusal)]
+        known = {str(table) for table in self._catalog.tables() if self._is_ours(table)}
         for refusal in refused:
-            if f"{refusal.schema}.{refusal.name}" in self._wanted:
+            gone = refusal.code == "TABLE_NOT_FOUND" and f"{refusal.schema}.{refusal.name}" in known
+            if f"{refusal.schema}.{refusal.name}" in self._wanted and not gone:
                 raise UnsupportedTable(refusal.code, f"{refusal.schema}.{refusal.name} cannot be mirrored", refusal.why, refusal.fix)
         relations = {entry.id: entry for entry in described if isinstance(entry, Relation)}
         # A table once mirrored goes on being mirrored: leaving it out now would let it fall behind without a word.
-        known = {str(table) for table in self._catalog.tables() if self._is_ours(table)}
         missing = sorted(known - {str(table) for table in relations})
         for entry in self._source.describe(missing) if missing else ():
-            if isinstance(entry, Refusal):
+            if isinstance(entry, Relation):
+                relations[entry.id] = entry
+            elif entry.code != "TABLE_NOT_FOUND":
                 raise UnsupportedTable(entry.code, f"{entry.schema}.{entry.name} cannot be mirrored any more", entry.why, entry.fix)
-            relations[entry.id] = entry
         lost = sorted(known - {str(table) for table in relations})
         if lost:
             raise UnsupportedTable(
                 "TABLE_GONE",
                 f"{', '.join(lost)} is mirrored but is not in the source any more",
                 "it was dropped or renamed",
-                "keep the lake's table by giving it another name in the catalog, or drop it there",
+                "undo that in the source, or begin a new lake: the old one goes on answering queries",
             )
         self.refusals = refused
         if not relations:
@@ -302,7 +315,7 @@ class Applier:
         start = self._source.create_slot(self._slot)
         self._record(start, 0, {})
 
-    def _check_slot(self, publication: str, relations: Sequence[Relation]) -> None:
+    def _check_slot(self) -> None:
         slot = self._source.slot(self._slot)
         if slot is None:
             raise Gap(
@@ -310,6 +323,13 @@ class Applier:
                 f"replication slot {self._slot} does not exist any more",
                 "it was dropped, or the server was restored or replaced: changes since the lake's position may be gone",
                 "load the tables again into a new lake",
+            )
+        if slot.database != self._identity.database:
+            raise Refused(
+                "OTHER_DATABASE",
+                f"source {self.name!r} is database {self._identity.database}; the lake was made from database {slot.database}",
+                "the address names another database of the same server",
+                "check the address in icelake.toml",
             )
         if slot.lost:
             raise Gap(
@@ -325,8 +345,6 @@ class Applier:
                 "someone else read from the slot or moved it: the changes between are gone",
                 "load the tables again into a new lake",
             )
-        if not all(self._exists(relation.id) for relation in relations):
-            self._source.publish(publication, relations)
 
     def _exists(self, table: TableId) -> bool:
         try:
