@@ -47,11 +47,11 @@ setup: $(INSTALLED) ## make .venv with everything in it
 demo: $(INSTALLED) ## a shop that keeps trading, mirrored, questioned and verified: make demo ARGS="--seconds 20 --json"
 	@exec $(BIN)/icelake demo $(ARGS)
 
-test: lint ## everything but the tests that need Java or an hour
-	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not soak" $(ARGS)
+test: lint ## everything but the tests that need Java
+	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" $(ARGS)
 
 test-full: lint ## make test with its short forms at full length (about half an hour)
-	@ICELAKE_FULL=1 exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not soak" $(ARGS)
+	@ICELAKE_FULL=1 exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" $(ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy, the rooms' import contracts, dependencies, generated pages
 	@$(BIN)/ruff check --quiet .
@@ -69,7 +69,7 @@ docs: $(INSTALLED) ## write docs/reference from the code
 	@$(BIN)/python docs/errors.py
 
 test-unit: $(INSTALLED) ## unit and conformance tests only
-	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not soak and not sim and not crash" tests/unit tests/conformance $(ARGS)
+	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not sim and not crash" tests/unit tests/conformance $(ARGS)
 
 test-sim: $(INSTALLED) ## the simulated schedules
 	@exec $(TEST) -n $(PARALLEL) -q -m sim $(ARGS)
@@ -81,7 +81,7 @@ test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
 	@exec $(TEST) -q -m spark tests/spark $(ARGS)
 
 soak: $(INSTALLED) ## an hour at one commit a second
-	@exec $(TEST) -q -s -m soak --timeout=7200 $(ARGS)
+	@exec $(BIN)/icelake bench soak --json $(ARGS)
 
 bench: $(INSTALLED) ## figures as JSON: make bench ARGS="apply"
 	@exec $(BIN)/icelake bench $(ARGS) --json

@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--bugs", action="store_true", help="plant every bug in turn and search seeds for one that catches it")
     parser.add_argument("--bug", help="plant this one; with --seed it is played with that seed alone")
-    parser.add_argument("--limit", type=int, default=400, help="with --bug and --bugs: seeds to try")
+    parser.add_argument("--limit", type=int, default=1000, help="with --bug and --bugs: seeds to try")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
     if arguments.schedules:

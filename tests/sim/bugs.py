@@ -128,7 +128,7 @@ _ALL = (
         "a keepalive's position is recorded only when every commit before it is",
         (
             Patch(APPLIER, "        if self._batch.open or stream.buffered:\n", "        if self._batch.open:\n"),
-            Patch(APPLIER, " or stream.complete > self.position:", ":"),
+            Patch(APPLIER, " or stream.complete > self.position or stream.buffered:", ":"),
         ),
     ),
     Bug(
@@ -176,7 +176,8 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "        if len(known) < len(relations):\n            self._source.publish(publication, relations)\n",
+                "        elif not all(self._exists(relation.id) for relation in relations):\n"
+                "            self._source.publish(publication, relations)\n",
                 "",
             ),
         ),
@@ -370,6 +371,11 @@ _ALL = (
                 "            index.reconcile(table)\n        if reconciled:\n",
             ),
         ),
+    ),
+    Bug(
+        "expiry fenced by the successor",
+        "a zombie's commit fails, whatever it commits",
+        (Patch(APPLIER, "        self._control.still_ours(control)\n", ""),),
     ),
     Bug(
         "idle position read late",

@@ -3,9 +3,12 @@
 A few tables of constant size are inserted into, updated and deleted from all the time. Commit time, the size of the tables'
 metadata files, the number of files in the lake and the time of one query over all tables are sampled; each figure is the median of
 the last tenth of the run, its limit the median of the second tenth (the first warms up and fills the first tier of retention).
-``size`` is the length in minutes.
+A machine that others use is slower at some hours, so times are also given in units of a probe taken beside each sample: some
+hashing and a few small synced files. ``size`` is the length in minutes.
 """
 
+import hashlib
+import os
 import resource
 import statistics
 import threading
@@ -41,6 +44,7 @@ class _Samples:
     files: list[tuple[float, float]] = field(default_factory=list)
     read: list[tuple[float, float]] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
+    probe: list[tuple[float, float]] = field(default_factory=list)
 
 
 def run(size: float | None, note: Callable[[str], None]) -> dict[str, Any]:
@@ -98,6 +102,8 @@ def _run(bench: Rig, seconds: float, note: Callable[[str], None]) -> dict[str, A
             _compared("files in the lake", samples.files, "files", seconds),
             _compared("read time", samples.read, "s", seconds),
             _compared("resident memory", samples.memory, "MiB", seconds),
+            _compared("commit time in probes", _per(samples.commit, samples.probe), "probes", seconds),
+            _compared("read time in probes", _per(samples.read, samples.probe), "probes", seconds),
         ],
     }
 
@@ -123,9 +129,29 @@ def _sample(bench: Rig, samples: _Samples, at: float) -> None:
     samples.files.append((at, float(sum(1 for _ in (bench.folder / "lake" / "warehouse").rglob("*.*")))))
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     samples.memory.append((at, pages * resource.getpagesize() / (1 << 20)))
+    samples.probe.append((at, _probe(bench.folder)))
     began = time.monotonic()
     bench.lakehouse.query(QUERY)
     samples.read.append((at, time.monotonic() - began))
+
+
+def _probe(folder: Path) -> float:
+    """Seconds for a fixed piece of work: 16 MiB hashed, four files of 64 KiB written and synced."""
+    began = time.monotonic()
+    hashlib.blake2b(bytes(16 << 20)).digest()
+    for number in range(4):
+        path = folder / f"probe-{number}"
+        with path.open("wb") as file:
+            file.write(bytes(64 << 10))
+            file.flush()
+            os.fsync(file.fileno())
+        path.unlink()
+    return time.monotonic() - began
+
+
+def _per(samples: list[tuple[float, float]], probes: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each sample in units of the probe nearest to it in time."""
+    return [(at, value / min(probes, key=lambda probe: abs(probe[0] - at))[1]) for at, value in samples]
 
 
 def _compared(what: str, samples: list[tuple[float, float]], unit: str, seconds: float) -> dict[str, Any]:

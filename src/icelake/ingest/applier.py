@@ -662,10 +662,13 @@ class Applier:
             followed.done(after[1])
 
     def _expire(self) -> Progress:
-        # As the catalog has them now: a branch that someone made keeps files that main alone would not.
+        # As the catalog has them now: a branch that someone made keeps files that main alone would not. The plan's requirements
+        # are made of what is read here, so it must still be ours: else a zombie would fence itself with its successor's snapshot.
+        control = self._catalog.load(self._control.id)
+        self._control.still_ours(control)
         tables = {table: self._catalog.load(table) for table in self.followed}
         plan = plan_expiry(
-            self._catalog.load(self._control.id),
+            control,
             tables,
             self._catalog.leases(),
             self.settings.retention,

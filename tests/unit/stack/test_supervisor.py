@@ -118,7 +118,7 @@ def test_an_interrupted_wait_does_not_mix_up_replies(tmp_path: Path) -> None:
         timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            supervisor.stop(((signal.SIGTERM, 1.0),))
+            supervisor.stop(((signal.SIGTERM, 5.0),))
         timer.join()
         assert supervisor.poll() is None
         assert supervisor.stop(((signal.SIGKILL, 10.0),)) == -signal.SIGKILL
