@@ -318,5 +318,5 @@ def _corrupt(path: str, why: str) -> Corrupt:
         "DATA_FILE_CORRUPT",
         f"{path} is not the data file its table describes",
         why,
-        "restore the file from a copy, or drop the table and let it load again",
+        "restore the file from a copy, or load the tables again into a new lake",
     )

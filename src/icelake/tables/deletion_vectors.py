@@ -114,5 +114,5 @@ def _corrupt(where: str, why: str) -> Corrupt:
         "DELETION_VECTOR_CORRUPT",
         f"a deletion vector cannot be trusted: {where}",
         why,
-        "restore the file from a copy, or drop the table and let it load again",
+        "restore the file from a copy, or load the tables again into a new lake",
     )

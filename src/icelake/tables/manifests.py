@@ -253,7 +253,7 @@ def inherit(manifest: Record, entries: Iterable[Record], where: str) -> Iterator
                 "FOREIGN_DELETES",
                 f"{where} holds deletes that are no deletion vectors",
                 f"{file['file_path']} was written by another engine; a mirror has only one writer",
-                "drop the table and let it load again",
+                "load the tables again into a new lake",
             )
         if file["content"] == DATA and status != DELETED and file.get("first_row_id") is None:
             if next_row_id is None:
@@ -268,7 +268,7 @@ def corrupt(where: str, why: str) -> Corrupt:
         "MANIFEST_CORRUPT",
         f"{where} is not a manifest or manifest list that can be trusted",
         why,
-        "restore the file from a copy, or drop the table and let it load again",
+        "restore the file from a copy, or load the tables again into a new lake",
     )
 
 

@@ -200,5 +200,5 @@ def _corrupt(why: str) -> Corrupt:
         "TABLE_METADATA_CORRUPT",
         "a mirror's metadata is not what IceLake wrote",
         why,
-        "find out who changed the table; then drop it and let it load again",
+        "find out who changed the table; then load the tables again into a new lake",
     )

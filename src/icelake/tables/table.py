@@ -121,7 +121,7 @@ class Table:
                 "TABLE_SHAPE_CHANGED",
                 f"{loaded.id} is not an unpartitioned format-version 3 table",
                 f"format-version {metadata['format-version']}, partition specs {specs}",
-                "drop the table and let it load again",
+                "load the tables again into a new lake",
             )
         table = cls(loaded, storage, clock, chance)
         snapshot = table.snapshot(table.snapshot_id)
@@ -184,7 +184,7 @@ class Table:
                 "MARKER_CORRUPT",
                 f"the marker of {self.id} is mangled",
                 f"{type(error).__name__}: {error}",
-                "find out who changed the table; then drop it and let it load again",
+                "find out who changed the table; then load the tables again into a new lake",
             ) from error
 
     def _read_manifests(self, manifest_list: str) -> None:

@@ -89,7 +89,7 @@ def describe(catalog: CatalogReader, table: TableId, snapshot: int) -> LakeTable
                 "VERIFY_RELATION_CORRUPT",
                 f"{table} does not say which columns it mirrors",
                 f"its property {RELATION} cannot be read ({type(error).__name__}: {error})",
-                "find out who changed the table; then drop it and let it load again",
+                "find out who changed the table; then load the tables again into a new lake",
             ) from error
         names = {name for name, _ in columns}
         problems += [f"column {name} stands in {RELATION} but not in the schema" for name in sorted(listed - names)]
