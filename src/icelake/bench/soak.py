@@ -3,8 +3,9 @@
 A few tables of constant size are inserted into, updated and deleted from all the time. Commit time, the size of the tables'
 metadata files, the number of files in the lake and the time of one query over all tables are sampled; each figure is the median of
 the last tenth of the run, its limit the median of the second tenth (the first warms up and fills the first tier of retention).
-A machine that others use is slower at some hours, so times are also given in units of a probe taken beside each sample: some
-hashing and a few small synced files. ``size`` is the length in minutes.
+A machine that others use is slower at some hours, so times are also given in units of a probe taken beside each sample (some
+hashing and a few small synced files), and the CPU time a commit takes is given beside the time that passes: trading in another
+thread of the process included, which is the same all the time. ``size`` is the length in minutes.
 """
 
 import hashlib
@@ -45,6 +46,9 @@ class _Samples:
     read: list[tuple[float, float]] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
     probe: list[tuple[float, float]] = field(default_factory=list)
+    processor: list[tuple[float, float]] = field(default_factory=list)
+    resumed: tuple[float, int] = (0.0, 0)
+    """CPU seconds and commits when the last sample was done."""
 
 
 def run(size: float | None, note: Callable[[str], None]) -> dict[str, Any]:
@@ -63,6 +67,7 @@ def _run(bench: Rig, seconds: float, note: Callable[[str], None]) -> dict[str, A
     stop = threading.Event()
     failure: list[IcelakeError] = []
     began = time.monotonic()
+    samples.resumed = (time.process_time(), 0)
 
     def step(progress: Progress, _status: dict[str, Any]) -> None:
         if progress.kind == "commit" and progress.changes:
@@ -102,6 +107,7 @@ def _run(bench: Rig, seconds: float, note: Callable[[str], None]) -> dict[str, A
             _compared("files in the lake", samples.files, "files", seconds),
             _compared("read time", samples.read, "s", seconds),
             _compared("resident memory", samples.memory, "MiB", seconds),
+            _compared("CPU time a commit", samples.processor, "s", seconds),
             _compared("commit time in probes", _per(samples.commit, samples.probe), "probes", seconds),
             _compared("read time in probes", _per(samples.read, samples.probe), "probes", seconds),
         ],
@@ -124,6 +130,9 @@ def _trade(dsn: str, stop: threading.Event) -> None:
 
 
 def _sample(bench: Rig, samples: _Samples, at: float) -> None:
+    used, commits = time.process_time() - samples.resumed[0], len(samples.commit) - samples.resumed[1]
+    if commits:
+        samples.processor.append((at, used / commits))
     tables = bench.lakehouse.tables()
     samples.metadata.append((at, float(sum(Path(table["metadata"]).stat().st_size for table in tables))))
     samples.files.append((at, float(sum(1 for _ in (bench.folder / "lake" / "warehouse").rglob("*.*")))))
@@ -133,6 +142,7 @@ def _sample(bench: Rig, samples: _Samples, at: float) -> None:
     began = time.monotonic()
     bench.lakehouse.query(QUERY)
     samples.read.append((at, time.monotonic() - began))
+    samples.resumed = (time.process_time(), len(samples.commit))
 
 
 def _probe(folder: Path) -> float:
