@@ -14,33 +14,44 @@ import pyarrow as pa
 
 from icelake.model.load import Bound
 from icelake.model.relation import Column, Refusal, Relation, SlotState, SourceIdentity, TableId
+from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType, parse
 
 INSERT, UPDATE, DELETE, TRUNCATE = 0, 1, 2, 3
 """Values of ``ChangeSet.op``."""
 
 
 def arrow_type(iceberg: str) -> pa.DataType:
-    """The Arrow type IceLake carries an Iceberg primitive in. Raises ValueError for a type that is not one."""
-    simple: dict[str, pa.DataType] = {
-        "boolean": pa.bool_(),
-        "int": pa.int32(),
-        "long": pa.int64(),
-        "float": pa.float32(),
-        "double": pa.float64(),
-        "string": pa.string(),
-        "binary": pa.binary(),
-        "date": pa.date32(),
-        "time": pa.time64("us"),
-        "timestamp": pa.timestamp("us"),
-        "timestamptz": pa.timestamp("us", "UTC"),
-        "uuid": pa.binary(16),
-    }
-    if iceberg in simple:
-        return simple[iceberg]
-    if iceberg.startswith("decimal(") and iceberg.endswith(")"):
-        precision, scale = iceberg[8:-1].split(",")
-        return pa.decimal128(int(precision), int(scale))
-    raise ValueError(f"not an Iceberg primitive type: {iceberg!r}")
+    """The Arrow type IceLake carries an Iceberg type in. Raises ValueError for a text that is not one (``model.types``)."""
+    return _arrow(parse(iceberg))
+
+
+_ARROW: Mapping[str, pa.DataType] = {
+    "boolean": pa.bool_(),
+    "int": pa.int32(),
+    "long": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "string": pa.string(),
+    "binary": pa.binary(),
+    "date": pa.date32(),
+    "time": pa.time64("us"),
+    "timestamp": pa.timestamp("us"),
+    "timestamptz": pa.timestamp("us", "UTC"),
+    "uuid": pa.binary(16),
+}
+
+
+def _arrow(kind: IcebergType) -> pa.DataType:
+    match kind:
+        case ListType(element):
+            return pa.list_(pa.field("element", _arrow(element)))
+        case MapType(key, value):
+            return pa.map_(_arrow(key), _arrow(value))
+        case StructType(fields):
+            return pa.struct([pa.field(name, _arrow(part)) for name, part in fields])
+        case Primitive():
+            declared = kind.decimal
+            return pa.decimal128(*declared) if declared is not None else _ARROW[kind.name]
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:

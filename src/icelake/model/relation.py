@@ -1,10 +1,10 @@
 """A source table as the lake knows it: columns by attnum, a key, and what it is called on both sides.
 
-``Column.iceberg`` is the Iceberg primitive type as the spec spells it: ``boolean int long float double decimal(P,S) string
-binary date time timestamp timestamptz uuid``.
+``Column.iceberg`` is the Iceberg type as ``model.types`` spells it.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class Column:
     pg_type: str
     iceberg: str
     nullable: bool = True
+    out_of_range: Literal["error", "null"] = "error"
+    """What a value that PostgreSQL can hold and ``iceberg`` cannot becomes; on key columns always an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class TableId:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A source table that can be mirrored. ``key`` holds names of columns, in key order; never empty here."""
+    """A source table that can be mirrored. ``key`` holds names of columns, in key order; it is empty unless ``identity`` is "key"."""
 
     oid: int
     schema: str
@@ -42,6 +44,8 @@ class Relation:
     key: tuple[str, ...]
     key_is_ordered: bool = True
     """Whether the source's order of the key can be reproduced exactly here, so the table can be loaded in ranges."""
+    identity: Literal["key", "full", "none"] = "key"
+    """How changes name rows: by ``key``; by the whole old row ("full": rows are a multiset); not at all ("none": append-only)."""
 
     @property
     def id(self) -> TableId:

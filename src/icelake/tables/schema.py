@@ -77,6 +77,7 @@ def table_properties(relation: Relation) -> dict[str, str]:
             "pg-type": column.pg_type,
             "iceberg": column.iceberg,
             "nullable": column.nullable,
+            "out-of-range": column.out_of_range,
         }
         for number, column in enumerate(relation.columns, start=1)
     ]
@@ -86,6 +87,7 @@ def table_properties(relation: Relation) -> dict[str, str]:
         "name": relation.name,
         "key": list(relation.key),
         "key-is-ordered": relation.key_is_ordered,
+        "identity": relation.identity,
         "columns": columns,
     }
     return {
@@ -134,6 +136,7 @@ def fields_of(metadata: Json) -> Fields:
             columns=columns,
             key=tuple(document["key"]),
             key_is_ordered=document["key-is-ordered"],
+            identity=document["identity"],
         )
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise _corrupt(f"{RELATION} does not describe the schema ({type(error).__name__}: {error})") from error
@@ -188,6 +191,7 @@ def _column(field: Mapping[str, Any], listed: Mapping[int, Mapping[str, Any]]) -
         pg_type=entry["pg-type"],
         iceberg=field["type"],
         nullable=entry["nullable"],
+        out_of_range=entry["out-of-range"],
     )
 
 
