@@ -27,12 +27,14 @@ class IcelakeError(Exception):
     exit_code: ClassVar[int] = 4
     temporary: ClassVar[bool] = False
 
-    def __init__(self, code: str, what: str, why: str = "", fix: str = "") -> None:
+    def __init__(self, code: str, what: str, why: str = "", fix: str = "", *, table: str = "") -> None:
         super().__init__(code, what, why, fix)
         self.code = code
         self.what = what
         self.why = why
         self.fix = fix
+        self.table = table
+        """The mirror this is about and no other (``schema.name``), so that the others can go on; empty if it is about more."""
 
     def __str__(self) -> str:
         lines = [f"{self.code}: {self.what}"]

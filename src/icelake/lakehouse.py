@@ -5,6 +5,7 @@ syncs a source holds that source's lock. Errors are those of ``icelake.errors``,
 """
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from icelake.ingest.control import snapshot_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
 from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.marker import LOAD, LSN, SOURCE, Cut
+from icelake.model.parking import Parking
 from icelake.model.relation import Refusal, Relation, TableId
 from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
@@ -131,13 +133,15 @@ class Lakehouse:
             totals["transactions"] += progress.transactions
             totals["commits"] += progress.kind == "commit"
             status = {**applier.status(), **totals, "seconds": round(now - began, 3)}
-            if progress.error is not None:
+            if progress.kind == "park":
+                last_good = now
+            elif progress.error is not None:
                 status["error"] = str(progress.error)
                 if until is not None and now - last_good > patience:
                     raise progress.error
             else:
                 last_good = now
-            if progress.kind in ("commit", "load", "retry"):
+            if progress.kind in ("commit", "load", "retry", "park", "resume"):
                 desk.report(status)
             if report is not None:
                 report(progress, status)
@@ -148,6 +152,67 @@ class Lakehouse:
                 return status
             if stop is not None and stop.is_set():
                 return status
+
+    def resume(
+        self,
+        tables: Sequence[str] = (),
+        *,
+        reload: bool = False,
+        source: str | None = None,
+        report: Report | None = None,
+        patience: float = 600.0,
+    ) -> Json:
+        """Let parked tables go on (none named: all that are parked), by replaying what was kept of their changes.
+
+        ``reload``: by comparing them with the source instead, also tables that are not parked; none named: the whole source, from a
+        new slot, which is the way out when changes it has not sent yet are gone. Gives ``{"resumed": [...], "refused": [{"table",
+        "code", "what", "why", "fix"}], "status"}``. With no applier running, the tables are brought to the present as ``sync`` does.
+        """
+        settings = self._source_settings(source)
+        desk = self._desk(settings.name)
+        names = self._named(settings.name, tables)
+        if not tables and reload:
+            with desk.own(settings.name), self._applier(settings, desk) as applier:
+                applier.renew()
+                status = self._run(applier, settings, desk, "now", report=report)
+                return {"resumed": [str(table) for table in applier.followed], "refused": [], "status": status}
+        if not names:
+            return {"resumed": [], "refused": [], "status": None}
+        request = desk.request_resume(names, reload, patience)
+        if desk.owner() is not None:
+            answer, final = self._answer(desk, request, patience), None
+        else:
+            with desk.own(settings.name), self._applier(settings, desk) as applier:
+                final = self._run(applier, settings, desk, "now", report=report)
+            answer = desk.resume_answer(request) or []
+        refused = {refusal["table"] for refusal in answer}
+        return {"resumed": [name for name in names if name not in refused], "refused": answer, "status": final}
+
+    def _answer(self, desk: SqliteDesk, request: str, patience: float) -> list[Json]:
+        deadline = self._clock.monotonic() + patience
+        while (answer := desk.resume_answer(request)) is None:
+            if desk.owner() is None or self._clock.monotonic() > deadline:
+                raise Unreachable(
+                    "RESUME_NOT_ANSWERED",
+                    "the process that syncs the source did not answer",
+                    "it is busy, stuck or gone",
+                    "look at `icelake status`; then run icelake resume again",
+                )
+            self._clock.sleep(0.05)
+        return answer
+
+    def _named(self, source: str, tables: Sequence[str]) -> list[str]:
+        """The mirrors that are meant; none named: those that are parked. Raises ProjectError."""
+        mirrors = {str(table): loaded for table, loaded in self._mirrors(source)}
+        if not tables:
+            return [name for name, loaded in mirrors.items() if Parking.read(loaded.metadata["properties"]) is not None]
+        out = []
+        for name in tables:
+            found = [name] if name in mirrors else [one for one in mirrors if one.partition(".")[2] == name]
+            if len(found) != 1:
+                raise ProjectError("NO_SUCH_TABLE", f"the lake has no table {name}", "", f"it has: {', '.join(sorted(mirrors)) or 'none'}")
+            out += found
+        return out
 
     def _target(self, settings: SourceSettings, until: str) -> int:
         if until == "now":
@@ -239,8 +304,8 @@ class Lakehouse:
                 raise Refused(
                     "TABLE_NOT_IN_CUT",
                     f"{', '.join(meant)} is not in the cut that is asked",
-                    "it is still being loaded, or was not in the lake then",
-                    "`icelake tables` shows how far it is; ask again when it is followed, or at a later cut",
+                    "it is still being loaded, is parked, or was not in the lake then",
+                    "`icelake tables` tells which; ask again when it is followed, or with --at a cut or time that has it",
                 ) from error
             raise
         finally:
@@ -362,6 +427,7 @@ class Lakehouse:
         head = snapshot_of(metadata)
         summary = head["summary"] if head else {}
         in_cut = cut is not None and str(table) in cut.tables
+        parked = Parking.read(metadata["properties"])
         return {
             "name": str(table),
             "source": source,
@@ -373,7 +439,8 @@ class Lakehouse:
             "snapshot": head["snapshot-id"] if head else None,
             "lsn": format_lsn(cut.lsn) if cut and in_cut else None,
             "changed": _time(head["timestamp-ms"] / 1e3) if head else None,
-            "state": "following" if in_cut else "loading",
+            "state": "following" if in_cut else "parked" if parked is not None else "loading",
+            "parked": None if parked is None else json.loads(parked.dump()),
             "load": metadata["properties"].get(LOAD) if not in_cut else None,
             "location": metadata["location"],
             "metadata": loaded.metadata_location,
@@ -393,6 +460,7 @@ class Lakehouse:
                 "epoch": cut.epoch if cut else None,
                 "tables": len(self._mirrors(settings.name)),
                 "tables_in_cut": len(cut.tables) if cut else 0,
+                "parked": dict(cut.parked) if cut else {},
                 "applier": desk.latest_report(),
             }
             try:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from icelake.errors import IcelakeError
 from icelake.model.load import Bound
 from icelake.model.relation import Column, Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType, parse
@@ -79,6 +80,20 @@ class ChangeSet:
 
 
 @dataclass(frozen=True, slots=True)
+class RawChanges:
+    """A parked table's changes of one chunk, in source order, as they came: one entry a change."""
+
+    table: TableId
+    commit_lsn: npt.NDArray[np.uint64]
+    relation: bytes
+    """The Relation message they were sent under."""
+    attnums: tuple[int, ...] | None
+    """Of that message's columns, in its order; None if it cannot be told which columns they are."""
+    messages: pa.BinaryArray
+    """Insert, Update, Delete and Truncate messages, whole; a Truncate names this table alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Decoded changes: some whole transactions, and perhaps the beginning of one more.
 
@@ -93,6 +108,7 @@ class Chunk:
     transactions: int
     open: bool
     bytes: int
+    raw: Sequence[RawChanges] = ()
 
 
 class Stream(Protocol):
@@ -198,8 +214,11 @@ class Source(Protocol):
 
     def drop_slot(self, name: str) -> None: ...
 
-    def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation]) -> Stream:
-        """Start replication at ``start``. The relations are what the lake's tables hold; a relation message must agree."""
+    def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation], parked: Sequence[Relation] = ()) -> Stream:
+        """Start replication at ``start``. The relations are what the lake's tables hold; a relation message must agree.
+
+        Changes of ``parked`` tables come raw, whatever they are. An error that is about one table alone names it (``error.table``).
+        """
         ...
 
     def read_range(self, relation: Relation, lower: Bound | None, upper: Bound | None, limit: int) -> RangeReading:
@@ -350,6 +369,17 @@ class HoldRequest:
     """None while the asker is still making its snapshot."""
 
 
+@dataclass(frozen=True, slots=True)
+class ResumeRequest:
+    """Somebody asking that parked tables go on."""
+
+    id: str
+    tables: tuple[str, ...]
+    """``schema.name``; empty: the whole source, from a new slot."""
+    reload: bool
+    """Compare with the source instead of replaying what was kept."""
+
+
 class Desk(Protocol):
     """Where the processes of one lakehouse leave word for each other. Losing it loses no data."""
 
@@ -362,6 +392,14 @@ class Desk(Protocol):
         ...
 
     def hold_answered(self, request: str, cut_id: int, lease_id: str) -> None: ...
+
+    def resume_wanted(self) -> ResumeRequest | None:
+        """The oldest request that is not answered and whose asker is still within its deadline."""
+        ...
+
+    def resume_answered(self, request: str, refusals: Sequence[IcelakeError]) -> None:
+        """What was asked is done, but for these."""
+        ...
 
     def report(self, status: Json) -> None:
         """What ``icelake status`` shows: replaces the last report of this process."""

@@ -72,6 +72,11 @@ def whole(shell: Any) -> Any:
     return status
 
 
+def unequal(shell: Any) -> Any:
+    """What verify says of a lake that is not equal to the source."""
+    return json.loads(call(shell, "verify --json", 1).stdout)
+
+
 def rows(shell: Any, sql: str) -> Any:
     """What the lake answers."""
     done = subprocess.run(["icelake", "query", sql, "--json"], cwd=shell.folder, env=shell.env, capture_output=True, text=True, check=True)
@@ -136,6 +141,17 @@ class Following:
         assert (self.process.returncode, error["code"]) == (4, code), error
         assert error["fix"]
         return error
+
+    def parks(self, table: str, code: str) -> Any:
+        """Until the table is parked for this; the entry of the status."""
+        found: list[Any] = []
+
+        def so(status: Any) -> bool:
+            found[:] = [entry for entry in status["parked"] if (entry["table"], entry["code"]) == (table, code)]
+            return bool(found)
+
+        self.until(so)
+        return found[0]
 
     def stop(self) -> None:
         """It ends well when it is told to."""

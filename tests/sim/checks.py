@@ -5,17 +5,19 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from icelake.model.ident import control_table
 from icelake.model.load import LoadState
 from icelake.model.lsn import parse_lsn
+from icelake.model.parking import PARKED, SUFFIX, Parking, spool_of
 from icelake.ports import LoadedTable, TableChange
 from tests.sim.lake import Json, Lake
 from tests.sim.postgres import Key, Row, Rows, parsed_key
 from tests.sim.world import Broken, Hold, Process, World
 
-Births = dict[tuple[str, int], int]
+Births = dict[tuple[str, int, int], int]
+"""(table, how often it was compared with the source before, number of the birth) -> row id"""
 
 
 class Checks:
@@ -27,6 +29,8 @@ class Checks:
         self.control = control_table(source)
         self.thorough = thorough
         self.row_ids: Births = {}
+        self.compared: dict[str, list[int]] = {}
+        """Table -> sequence numbers from which on its rows were compared with the source."""
         self.owners: dict[tuple[str, int], tuple[str, int]] = {}
         self.position = 0
         self.epoch = 0
@@ -37,6 +41,10 @@ class Checks:
         world.committed = self.commit
         world.confirming = self.confirm
         world.answered = self.answer
+
+    def renewed(self) -> None:
+        """The source was begun anew: what lies before has no meaning in its log any more."""
+        self.position = 0
 
     # --------------------------------------------------------------------------------------------------- at each step
 
@@ -79,11 +87,44 @@ class Checks:
         ):
             raise Broken(f"a cut at {position:X} while one at {hold.lsn:X} is promised")
         tables: dict[str, int] = json.loads(summary["icelake.cut"])
+        parked: dict[str, str] = json.loads(summary.get(PARKED, "{}"))
+        if parked.keys() & tables.keys():
+            raise Broken(f"parked and in the cut: {parked.keys() & tables.keys()}")
         self.cuts += 1
+        for change, loaded in zip(changes, after, strict=True):
+            if any(i.held for i in LoadState.parse(loaded.metadata["properties"].get("icelake.load", "[]")).intervals):
+                # Which row was which is not known any more: a row that was compared may get another row id.
+                self.compared.setdefault(str(change.id), []).append(loaded.metadata["last-sequence-number"])
         if self.rng.random() < 0.25 or self.thorough:
             self.check_cut(tables, position, touched & set(tables))
         for name in touched - set(tables) - {str(self.control)}:
-            self.loading(name, position)
+            if not name.endswith(SUFFIX):
+                self.loading(name, position)
+        for name in parked:
+            self.spool(name, position)
+
+    def spool(self, name: str, position: int) -> None:
+        """What is kept of a parked table is every change since it was parked, once, in order."""
+        postgres = self.world.postgres
+        table = postgres.tables[name]
+        note = Parking.read(self.world.server.load(table.relation.id).metadata["properties"])
+        if note is None:
+            raise Broken(f"{name} is parked in the cut, and its properties do not say so")
+        spool = self.world.server.load(spool_of(table.relation.id)).metadata if note.replay else None
+        if spool is None:
+            return
+        main = head(spool)
+        columns = ["number", "commit_lsn", "change"]
+        rows = sorted(row for row, _ in self.lake.contents(spool, main["snapshot-id"], columns).rows) if main is not None else []
+        expected = [
+            transaction.commit_lsn
+            for transaction in postgres.log
+            if note.since < transaction.end_lsn <= position
+            for change in transaction.changes
+            if table in change.tables() and any(table.relation.oid in oids for oids in transaction.published.values())
+        ]
+        if [row[1] for row in rows] != expected:
+            raise Broken(f"{name}: {len(rows)} changes are kept at {position:X}, the source made {len(expected)} since {note.since:X}")
 
     def confirm(self, lsn: int) -> None:
         """Nothing may be confirmed to the source before it is recorded, durably, with all that came before it."""
@@ -111,8 +152,10 @@ class Checks:
 
     # ------------------------------------------------------------------------------------------------------ comparing
 
-    def compare(self, name: str, snapshot_id: int, truth: Rows, what: str) -> dict[Key, int]:
-        """The rows of a table at a snapshot are these; the row id of each key."""
+    def compare(
+        self, name: str, snapshot_id: int, truth: Rows, what: str, inside: Callable[[Key], bool] = lambda _: True
+    ) -> dict[Key, int]:
+        """The rows of a table at a snapshot (with keys ``inside``) are these; the row id of each key."""
         table = self.world.postgres.tables[name]
         metadata = self.world.server.load(table.relation.id).metadata
         columns = [column.name for column in table.relation.columns]
@@ -120,6 +163,8 @@ class Checks:
         ids: dict[Key, int] = {}
         for row, row_id in contents.rows:
             key = table.key(row)
+            if not inside(key):
+                continue
             if key in ids:
                 raise Broken(f"{what}: {name} has key {key} twice")
             ids[key] = row_id
@@ -142,10 +187,13 @@ class Checks:
             if only is not None and name not in only:
                 continue
             ids = self.compare(name, snapshot_id, truth[name], f"the cut at {position:X}")
+            metadata = self.world.server.load(self.world.postgres.tables[name].relation.id).metadata
+            sequence = next(s["sequence-number"] for s in metadata["snapshots"] if s["snapshot-id"] == snapshot_id)
+            times = sum(before < sequence for before in self.compared.get(name, ()))
             for key, row_id in ids.items():
                 birth = births[name][key]
-                if self.row_ids.setdefault((name, birth), row_id) != row_id:
-                    raise Broken(f"{name}: the row with key {key} changed its row id from {self.row_ids[name, birth]} to {row_id}")
+                if self.row_ids.setdefault((name, times, birth), row_id) != row_id:
+                    raise Broken(f"{name}: the row with key {key} changed its row id from {self.row_ids[name, times, birth]} to {row_id}")
 
     def loading(self, name: str, position: int) -> None:
         """A table that is still loading holds, of each loaded range, what the source had at the range's L or has at the position."""
@@ -154,6 +202,7 @@ class Checks:
         snapshot = head(metadata)
         assert snapshot is not None
         truth: dict[Key, Row] = {}
+        held: list[tuple[tuple[Key, int] | None, tuple[Key, int] | None]] = []
         intervals = LoadState.parse(metadata["properties"]["icelake.load"]).intervals
         lower: tuple[Key, int] | None = None
         for interval in intervals:
@@ -167,8 +216,14 @@ class Checks:
                     if (lower is None or lower < (key, 1)) and (upper is None or (key, 1) <= upper)
                 }
                 truth.update(inside)
+            elif interval.held:
+                held.append((lower, upper))
             lower = upper
-        self.compare(name, snapshot["snapshot-id"], truth, f"loading, at {position:X}")
+
+        def trusted(key: Key) -> bool:
+            return not any((low is None or low < (key, 1)) and (high is None or (key, 1) <= high) for low, high in held)
+
+        self.compare(name, snapshot["snapshot-id"], truth, f"loading, at {position:X}", trusted)
 
     # ---------------------------------------------------------------------------------------------------- at the end
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from icelake.errors import CommitUnknown, Fenced, Gap, IcelakeError, Refused, Unreachable
 from icelake.ingest.applier import Applier, Progress, Settings
+from icelake.ports import ResumeRequest
 from icelake.tables.expire import Policy
 from tests.sim.checks import Checks
 from tests.sim.postgres import SimPostgres, make_tables
@@ -87,8 +88,10 @@ class Schedule:
             idle_interval=rng.choice((0.5, 5.0)),
             hold_lease=3600.0,
             upkeep_commits=rng.choice((3, 5, 8)),
+            parked_bytes=rng.choice((4_000, 1 << 30, 1 << 30)),
             retention=self._policy(),
         )
+        self.sickly = rng.random() < 0.35
         self.running: list[Running] = []
         self.steps = 0
         self.nested = 0
@@ -225,6 +228,30 @@ class Schedule:
             self._stop(self.running[-1])
         elif draw < 0.12 and self.running:
             self._stop(self.running[-1])
+        elif draw < 0.15 and self.sickly and world.transactions_left:
+            # Its next Relation message comes with the next connection.
+            name = rng.choice(self.names)
+            world.unwell ^= {world.postgres.tables[name].relation.oid}
+            world.say(f"{name} is {'un' if world.postgres.tables[name].relation.oid in world.unwell else ''}well")
+            if rng.random() < 0.7:
+                for connection in world.connections:
+                    connection.attached = False
+        elif draw < 0.18 and self.sickly:
+            self._wish()
+
+    def _wish(self) -> None:
+        """Somebody asks that what is parked goes on; sometimes that what is not parked is compared."""
+        world, rng = self.world, self.rng
+        if world.wish is not None or not self.running:
+            return
+        applier = self.running[-1].applier
+        parked = [str(table) for table in applier.parked]
+        wanted = parked or [str(table) for table in applier.followed if rng.random() < 0.3]
+        if wanted:
+            world.wishes += 1
+            reload = not parked or rng.random() < 0.4
+            world.wish = ResumeRequest(f"wish-{world.wishes}", tuple(wanted), reload)
+            world.say(f"wish-{world.wishes}: {', '.join(wanted)}{' reload' if reload else ''}")
 
     def _verify_planned(self) -> bool:
         """A fault is waiting in the conversation with ``verify``: somebody must begin one."""
@@ -245,13 +272,15 @@ class Schedule:
         if not self.running or self.running[-1].process is not self.world.newest:
             return False
         applier = self.running[-1].applier
-        return applier.position >= self.world.postgres.history.ends[-1] and bool(applier.followed) and not applier.loading
+        whole = not applier.loading and not applier.parked and self.world.wish is None
+        return applier.position >= self.world.postgres.history.ends[-1] and bool(applier.followed) and whole
 
     def _come_to_rest(self) -> None:
         """Faults end; whatever was under way lands; the mirror must now reach the source and every zombie its end."""
         world = self.world
         world.quiet = True
         world.hold = None
+        world.unwell.clear()
         self.wanted = list(self.names)
         for request in world.late:
             request.due = 0
@@ -266,6 +295,8 @@ class Schedule:
             if not self.running:
                 continue
             world.time += 0.5
+            if self.running[-1].applier.parked:
+                self._wish()
             self.running[-1].applier.run_to(world.postgres.wal)
             if self._caught_up():
                 break
@@ -302,14 +333,36 @@ class Schedule:
         else:
             some = postgres.tables[self.names[0]].relation.oid
             postgres.publications[publication] -= {some}
+        applier = self._start().applier
         try:
-            self._start().applier.step(0.2)
+            applier.step(0.2)
         except Refused as error:
-            expected = Refused if lost_on in ("server", "publication") else Gap
-            if type(error) is not expected:
+            expected = Refused if lost_on == "server" else Gap
+            if type(error) is not expected or lost_on == "publication":
                 raise Broken(f"{lost_on}: {error}") from error
         else:
-            raise Broken(f"the source was changed ({lost_on}), and nobody noticed")
+            parked = {str(table): parked.note.code for table, parked in applier.parked.items()}
+            if lost_on != "publication" or parked != {self.names[0]: "PUBLICATION_CHANGED"}:
+                raise Broken(f"the source was changed ({lost_on}), and nobody noticed; parked: {parked}")
+        if lost_on != "server":
+            self._mended(applier)
+
+    def _mended(self, applier: Applier) -> None:
+        """And the way out: every table is compared with the source, and is its mirror again."""
+        world = self.world
+        if not applier.parked:
+            applier.renew()
+            self.checks.renewed()
+        for _ in range(STEPS):
+            if applier.parked:
+                self._wish()
+            applier.step(0.2)
+            world.time += 0.5
+            applier.run_to(world.postgres.wal)
+            if self._caught_up():
+                self.checks.finish(self.wanted)
+                return
+        raise Broken("what was compared with the source did not become its mirror again")
 
 
 def schedule(seed: int, trace: Callable[[str], None] | None = None) -> Result:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from icelake.catalog.store import SqliteCatalog
-from icelake.errors import CommitConflict, CommitUnknown, Corrupt, Refused, Unreachable
+from icelake.errors import CommitConflict, CommitUnknown, Corrupt, IcelakeError, Refused, Unreachable, UnsupportedTable
 from icelake.model.load import Bound
 from icelake.model.relation import Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import (
@@ -26,11 +26,12 @@ from icelake.ports import (
     RangeEnd,
     RangeRead,
     RangeReading,
+    ResumeRequest,
     StoredFile,
     TableChange,
     arrow_schema,
 )
-from icelake.sources.postgres.pgoutput import Decoder, RelationMessage
+from icelake.sources.postgres.pgoutput import Decoder, Raw, RelationMessage
 from tests.sim.postgres import SimPostgres, Transaction, parsed_key, text_of
 
 WAREHOUSE = "/lake"
@@ -80,6 +81,8 @@ CALLS: Mapping[str, tuple[tuple[str, ...], int]] = {
     "index.read": ((*KILLS, "rot"), 4),
     "index.append": ((*KILLS, *POWER), 10),
     "index.replace": ((*KILLS, *POWER), 2),
+    "desk.resume_wanted": (KILLS, 25),
+    "desk.resume_answered": (KILLS, 1),
     "desk.hold_wanted": (KILLS, 25),
     "desk.hold_granted": ((*KILLS, "forgotten"), 1),
     "desk.hold_answered": ((*KILLS, "forgotten"), 1),
@@ -170,6 +173,10 @@ class World:
         self.committing: Process | None = None
         self.hold: Hold | None = None
         self.holds = 0
+        self.unwell: set[int] = set()
+        """OIDs of tables that cannot be followed for a while."""
+        self.wish: ResumeRequest | None = None
+        self.wishes = 0
         self.outage = 0
         """How many commits more the catalog does not answer."""
         self.trace: Callable[[str], None] | None = None
@@ -626,6 +633,21 @@ class SimDesk:
             world.answered(hold, cut_id, lease_id)
         world.leave(self._process, "desk.hold_answered", fault)
 
+    def resume_wanted(self) -> ResumeRequest | None:
+        world = self._world
+        fault = world.enter(self._process, "desk.resume_wanted")
+        wish = world.wish
+        world.leave(self._process, "desk.resume_wanted", fault)
+        return wish
+
+    def resume_answered(self, request: str, refusals: Sequence[IcelakeError]) -> None:
+        world = self._world
+        fault = world.enter(self._process, "desk.resume_answered")
+        if world.wish is not None and world.wish.id == request:
+            world.wish = None
+            world.say(f"{request} answered: {[str(refusal) for refusal in refusals]}")
+        world.leave(self._process, "desk.resume_answered", fault)
+
     def report(self, status: Json) -> None:
         self._world.enter(self._process, "desk.report")
 
@@ -687,14 +709,16 @@ class SimSource:
     def drop_slot(self, name: str) -> None:
         self._call("drop_slot", lambda: self._world.postgres.slots.pop(name, None))
 
-    def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation]) -> "SimStream":
+    def stream(
+        self, slot: str, publication: str, start: int, relations: Sequence[Relation], parked: Sequence[Relation] = ()
+    ) -> "SimStream":
         def begin() -> SimStream:
             if slot not in self._world.postgres.slots:
                 raise Refused("SLOT_GONE", f"replication slot {slot} does not exist")
             # The server ends a connection whose client it has given up; the client may not know it yet.
             for connection in self._world.connections:
                 connection.attached = False
-            stream = SimStream(self._world, self._process, slot, publication, start, relations)
+            stream = SimStream(self._world, self._process, slot, publication, start, relations, parked)
             self._world.connections = [stream]
             return stream
 
@@ -774,12 +798,22 @@ class _Received:
 class SimStream:
     """``ports.Stream``: one walsender and what its client has received, with the real decoder behind ``take``."""
 
-    def __init__(self, world: World, process: Process, slot: str, publication: str, start: int, relations: Sequence[Relation]) -> None:
+    def __init__(
+        self,
+        world: World,
+        process: Process,
+        slot: str,
+        publication: str,
+        start: int,
+        relations: Sequence[Relation],
+        parked: Sequence[Relation],
+    ) -> None:
         self._world = world
         self.process = process
         self._slot = slot
         self._publication = publication
         self._relations = {relation.oid: relation for relation in relations}
+        self._parked = {relation.oid: relation for relation in parked}
         self._decoder = Decoder(self._relation)
         self._next = world.postgres.first_sent(slot, start)
         self._known: set[int] = set()
@@ -814,12 +848,18 @@ class SimStream:
         if self.attached and self._world.rng.random() < 0.1:
             self._receive()
 
-    def _relation(self, message: RelationMessage) -> Relation:
+    def _relation(self, message: RelationMessage) -> Relation | Raw:
+        parked = self._parked.get(message.oid)
+        if parked is not None:
+            return Raw(parked.id, tuple(column.attnum for column in parked.columns))
         relation = self._relations.get(message.oid)
         if relation is None:
             raise Broken(f"a relation message for {message.schema}.{message.name}, which was not asked for")
         if [c.name for c in relation.columns] != [c.name for c in message.columns]:
             raise Broken(f"{relation.id}: the decoder read other columns than were sent")
+        if relation.oid in self._world.unwell:
+            self._world.say(f"{relation.id} cannot be followed")
+            raise UnsupportedTable("TABLE_CHANGED", f"{relation.id} cannot be followed", "it is unwell", table=str(relation.id))
         return relation
 
     def _gone(self) -> bool:

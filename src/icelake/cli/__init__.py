@@ -22,6 +22,7 @@ COMMANDS = {
     "init": "make a project: icelake.toml and .gitignore",
     "demo": "a shop that keeps trading, its changes in Iceberg, its questions answered, all verified",
     "sync": "bring the tables to the source's position, once or for good",
+    "resume": "let parked tables go on: replay what was kept, or compare them with the source",
     "query": "ask the lake in SQL, now or at a time, cut, snapshot or LSN",
     "tables": "size, rows, freshness and snapshots of the tables, or of one in detail",
     "cuts": "the points in time at which all tables are consistent with each other",

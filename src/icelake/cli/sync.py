@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from icelake.cli import output, project
-from icelake.errors import ProjectError
+from icelake.errors import ProjectError, Refused
 
 if TYPE_CHECKING:
     from icelake.ingest.applier import Progress
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
                 until=args.until or "now",
                 follow=args.follow,
                 stop=stop,
-                report=_Report(follow=args.follow, json=args.json),
+                report=Report(follow=args.follow, json=args.json),
             )
     finally:
         for number, handler in before.items():
@@ -57,10 +57,15 @@ def run(args: argparse.Namespace) -> int:
         output.document({"kind": "end", **status} if args.follow else status)
     else:
         output.note(_sentence(status))
-    return INTERRUPTED if signal.SIGINT in signals else 0
+        for parked in status["parked"]:
+            output.note(f"icelake: {parked['code']}: {parked['what']}: parked since {parked['since']}")
+            output.note(f"  why:  {parked['why']}\n  next: {parked['fix']}")
+    if signal.SIGINT in signals:
+        return INTERRUPTED
+    return 0 if args.follow or not status["parked"] else Refused.exit_code
 
 
-class _Report:
+class Report:
     """Tells people once a second and programs of every step that did something."""
 
     def __init__(self, *, follow: bool, json: bool) -> None:
@@ -77,7 +82,7 @@ class _Report:
                 output.document({"kind": progress.kind, **status, **error})
             return
         if progress.error is not None:
-            output.note(f"icelake: trying again: {progress.error}")
+            output.note(f"icelake: {'it stops alone' if progress.kind == 'park' else 'trying again'}: {progress.error}")
         elif time.monotonic() - self.told >= (1.0 if sys.stderr.isatty() else 10.0):
             self.told = time.monotonic()
             output.note(_sentence(status))
@@ -91,6 +96,8 @@ def _sentence(status: "Json") -> str:
         parts.append(f"loading {', '.join(status['loading'])}")
     if status.get("lag_bytes"):
         parts.append(f"{output.size(status['lag_bytes'])} behind")
+    if status.get("parked"):
+        parts.append("parked: " + ", ".join(f"{one['table']} ({one['code']})" for one in status["parked"]))
     if status.get("refused"):
         parts.append("refused: " + ", ".join(f"{one['table']} ({one['code']})" for one in status["refused"]))
     return "; ".join(parts)

@@ -26,15 +26,19 @@ from icelake.errors import (
     Refused,
     Unreachable,
     UnsupportedTable,
+    ValueOutOfContract,
 )
 from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
-from icelake.ingest.followed import Followed
+from icelake.ingest.followed import Followed, left_publication
+from icelake.ingest.mend import Mending
+from icelake.ingest.parked import Parked, PastLimit, make_spool, note_change, replay
 from icelake.ingest.upkeep import plan_expiry
 from icelake.model.ident import publication_name, slot_name
 from icelake.model.load import LoadState
 from icelake.model.lsn import format_lsn
 from icelake.model.marker import LOAD, MEMBERSHIP, SOURCE, Marker
+from icelake.model.parking import PARKED, Parking
 from icelake.model.relation import Refusal, Relation, SourceIdentity, TableId
 from icelake.ports import (
     Catalog,
@@ -44,6 +48,7 @@ from icelake.ports import (
     HoldRequest,
     Json,
     LoadedTable,
+    ResumeRequest,
     Source,
     Storage,
     Stream,
@@ -77,13 +82,17 @@ class Settings:
     hold_lease: float = 600.0
     """How long a cut made for ``verify`` stays readable if nobody releases it."""
     retention: Policy = field(default_factory=Policy)
+    parked_bytes: int = 1 << 30
+    """How much is kept of one parked table's changes, as files."""
+    parked_past_limit: PastLimit = "reload"
+    """And then: let them go and have the table compared with the source, or stop (the slot then keeps WAL)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """What a step did. ``rows`` and ``changes`` are of this step alone."""
 
-    kind: Literal["load", "commit", "upkeep", "hold", "wait", "retry"]
+    kind: Literal["load", "commit", "upkeep", "hold", "wait", "retry", "park", "resume"]
     rows: int = 0
     changes: int = 0
     transactions: int = 0
@@ -149,6 +158,9 @@ class Applier:
         self._hold: HoldRequest | None = None
         self._failures = 0
         self.followed: dict[TableId, Followed] = {}
+        self.parked: dict[TableId, Parked] = {}
+        self._troubles: dict[TableId, IcelakeError] = {}
+        """Mirrors that must stop and are not parked yet."""
         self.refusals: Sequence[Refusal] = ()
         """Tables a pattern named that cannot be mirrored."""
         self.rebuilt_indexes: dict[TableId, str] = {}
@@ -187,6 +199,10 @@ class Applier:
             "buffered_bytes": self._stream.buffered if self._stream is not None else 0,
             "tables": len(self.followed),
             "loading": [str(table) for table in self.loading],
+            "parked": [
+                {"table": str(p.id), "since": format_lsn(p.note.since), **{k: getattr(p.note, k) for k in ("code", "what", "why", "fix")}}
+                for p in self.parked.values()
+            ],
             "refused": [{"table": f"{r.schema}.{r.name}", "code": r.code, "why": r.why} for r in self.refusals],
             "rebuilt_indexes": [{"table": str(table), "why": why} for table, why in self.rebuilt_indexes.items()],
         }
@@ -206,24 +222,29 @@ class Applier:
         first = self._control.marker is None
         if not first:
             self._check_slot()
-        relations = self._relations()
+        mirrors = self._mirrors()
+        relations = self._relations(mirrors)
         if first:
             self._begin_source(publication, relations)
-        elif not all(self._exists(relation.id) for relation in relations):
-            self._source.publish(publication, relations)
+        elif any(relation.id not in mirrors for relation in relations):
+            self._source.publish(publication, [relation for relation in relations if relation.id not in mirrors])
         members = self._source.published(publication)
-        left = sorted(str(relation.id) for relation in relations if relation.id not in members)
-        if left:
-            raise Refused(
-                "PUBLICATION_CHANGED",
-                f"publication {publication} does not hold {', '.join(left)}",
-                "someone took it out: changes to it since then are not in the stream",
-                "load the tables again into a new lake",
-            )
-        self.followed = {relation.id: self._follow(relation, members[relation.id]) for relation in relations}
-        self._check_members(members)
-        self._check_foreign()
-        self._stream = self._source.stream(self._slot, publication, self.position, [f.relation for f in self.followed.values()])
+        for table, loaded in mirrors.items():
+            note = Parking.read(loaded.metadata["properties"])
+            if note is not None:
+                self.parked[table] = self._open_parked(loaded, note)
+        for relation in relations:
+            if relation.id not in self._troubles and relation.id not in self.parked:
+                try:
+                    self.followed[relation.id] = self._follow(relation, members.get(relation.id))
+                except Refused as error:
+                    if error.table != str(relation.id) or relation.id not in mirrors:
+                        raise
+                    self._troubles[relation.id] = error
+        if self._troubles:
+            self._park()
+        following, kept = [f.relation for f in self.followed.values()], [p.relation for p in self.parked.values()]
+        self._stream = self._source.stream(self._slot, publication, self.position, following, kept)
         self._last_commit = self._clock.monotonic() - self.settings.commit_interval
 
     def close(self) -> None:
@@ -234,33 +255,42 @@ class Applier:
         self._batch = _Batch()
         self._hold = None
         self.followed = {}
+        self.parked = {}
 
-    def _relations(self) -> list[Relation]:
+    def _relations(self, mirrors: Mapping[TableId, LoadedTable]) -> list[Relation]:
+        """What is to be followed. A mirror of which that cannot be said any more is left in ``_troubles``."""
         described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
         refused = [entry for entry in described if isinstance(entry, Refusal)]
-        known = {str(table) for table in self._catalog.tables() if self._is_ours(table)}
+        known = {str(table): table for table in mirrors}
         for refusal in refused:
-            gone = refusal.code == "TABLE_NOT_FOUND" and f"{refusal.schema}.{refusal.name}" in known
-            if f"{refusal.schema}.{refusal.name}" in self._wanted and not gone:
-                raise UnsupportedTable(refusal.code, f"{refusal.schema}.{refusal.name} cannot be mirrored", refusal.why, refusal.fix)
+            name = f"{refusal.schema}.{refusal.name}"
+            if name in self._wanted and name not in known:
+                raise UnsupportedTable(refusal.code, f"{name} cannot be mirrored", refusal.why, refusal.fix)
         relations = {entry.id: entry for entry in described if isinstance(entry, Relation)}
         # A table once mirrored goes on being mirrored: leaving it out now would let it fall behind without a word.
-        missing = sorted(known - {str(table) for table in relations})
+        missing = sorted(known.keys() - {str(table) for table in relations})
         for entry in self._source.describe(missing) if missing else ():
             if isinstance(entry, Relation):
                 relations[entry.id] = entry
-            elif entry.code != "TABLE_NOT_FOUND":
-                raise UnsupportedTable(entry.code, f"{entry.schema}.{entry.name} cannot be mirrored any more", entry.why, entry.fix)
-        lost = sorted(known - {str(table) for table in relations})
-        if lost:
-            raise UnsupportedTable(
-                "TABLE_GONE",
-                f"{', '.join(lost)} is mirrored but is not in the source any more",
-                "it was dropped or renamed",
-                "undo that in the source, or begin a new lake: the old one goes on answering queries",
-            )
-        self.refusals = refused
-        if not relations:
+                continue
+            name = f"{entry.schema}.{entry.name}"
+            if entry.code == "TABLE_NOT_FOUND":
+                self._trouble(
+                    known[name],
+                    Refused(
+                        "TABLE_GONE",
+                        f"{name} is mirrored but is not in the source any more",
+                        "it was dropped or renamed",
+                        f"make it again or give it its name back, then `icelake resume {name} --reload`; queries of the past go on",
+                    ),
+                )
+            else:
+                error = UnsupportedTable(
+                    entry.code, f"{name} cannot be mirrored any more", entry.why, f"{entry.fix}; then `icelake resume {name}`"
+                )
+                self._trouble(known[name], error)
+        self.refusals = [refusal for refusal in refused if f"{refusal.schema}.{refusal.name}" not in known]
+        if not relations and not mirrors:
             raise UnsupportedTable(
                 "NO_TABLES",
                 f"source {self.name!r} has no table that can be mirrored",
@@ -269,41 +299,90 @@ class Applier:
             )
         return list(relations.values())
 
+    def _trouble(self, table: TableId, error: IcelakeError) -> None:
+        error.table = str(table)
+        self._troubles.setdefault(table, error)
+
     def _judged(self, entry: Relation | Refusal) -> Relation | Refusal:
         return entry if isinstance(entry, Refusal) else self._refuse(entry) or entry
 
     def _excluded(self, entry: Relation | Refusal) -> bool:
         return f"{entry.schema}.{entry.name}" in self._exclude or f"{entry.schema}.*" in self._exclude
 
-    def _is_ours(self, table: TableId) -> bool:
-        if table == self._control.id:
-            return False
-        return bool(self._catalog.load(table).metadata["properties"].get(SOURCE) == self._control.source)
+    def _mirrors(self) -> dict[TableId, LoadedTable]:
+        """The mirrors of this source that the catalog has."""
+        loaded = [self._catalog.load(table) for table in self._catalog.tables() if table != self._control.id]
+        return {one.id: one for one in loaded if one.metadata["properties"].get(SOURCE) == self._control.source}
 
-    def _check_identity(self) -> None:
+    def renew(self) -> None:
+        """Begin anew with a source whose changes since the lake's position are gone: a new slot, and every table is compared.
+
+        One commit says both: the new position, and that no row is trusted. Nothing leaves the lake before it was compared.
+        """
+        self.close()
+        self._control.acquire(self._epoch)
+        self._epoch = self._control.epoch
+        self._identity = self._source.identify()
+        self._slot = slot_name(self.name, self._control.source)
+        publication = publication_name(self.name, self._control.source)
+        if self._control.marker is None:
+            raise Refused("NOTHING_TO_RENEW", f"the lake holds nothing of source {self.name!r} yet", "", "icelake sync")
+        self._check_server()
+        mirrors = self._mirrors()
+        self._source.publish(publication, self._relations(mirrors))
+        self._troubles = {}
+        if self._source.slot(self._slot) is not None:
+            self._source.drop_slot(self._slot)
+        start = self._source.create_slot(self._slot)
+        members = self._source.published(publication)
+        delta, change = self._control.advance(self._marker(start), self._control.cut.commit_time, {}, {})
+        changes = [change]
+        for table, mirror in mirrors.items():
+            properties = {LOAD: LoadState.suspect().dump(), MEMBERSHIP: members.get(table, mirror.metadata["properties"][MEMBERSHIP])}
+            opened = Table.open(mirror, self._storage, self._clock, self._chance)
+            part = opened.delta().prepare({}, properties)
+            changes.append(replace(part, updates=[*part.updates, {"action": "remove-properties", "removals": [PARKED]}]))
+            note = Parking.read(mirror.metadata["properties"])
+            emptied = self._open_parked(mirror, note).emptied() if note is not None else None
+            if emptied is not None:
+                changes.append(emptied)
+        self._storage.flush()
+        try:
+            after = commit(self._catalog, self._clock, changes)
+        except CommitConflict:
+            self._control.check()
+            raise
+        self._control.still_ours(after[0])
+        self._control.adopt(after[0], delta)
+
+    def _check_server(self) -> None:
         marker, now = self._control.marker, self._identity
-        if marker is None:
-            return
-        if marker.system_id != now.system_id:
+        if marker is not None and marker.system_id != now.system_id:
             raise Refused(
                 "OTHER_SERVER",
                 f"source {self.name!r} is another PostgreSQL cluster than the one the lake was made from",
                 f"system identifier {now.system_id}, the lake's is {marker.system_id}",
                 "check the address in icelake.toml",
             )
+
+    def _check_identity(self) -> None:
+        marker, now = self._control.marker, self._identity
+        if marker is None:
+            return
+        self._check_server()
         if now.flushed is not None and now.flushed < self.position:
             raise Gap(
                 "SOURCE_WENT_BACK",
                 f"source {self.name!r} is at {format_lsn(now.flushed)}, the lake at {format_lsn(self.position)}",
                 "the server was restored from a backup or a snapshot: the lake holds transactions it no longer has",
-                "compare with `icelake verify`, then load the tables again into a new lake",
+                "`icelake resume --reload` begins a new slot and compares every table with the source",
             )
         if marker.timeline != now.timeline:
             raise Gap(
                 "NEW_TIMELINE",
                 f"source {self.name!r} is on timeline {now.timeline}; the lake was made on {marker.timeline}",
                 "a standby was promoted: the lake may hold transactions the new primary lost",
-                "compare with `icelake verify`, then load the tables again into a new lake",
+                "`icelake resume --reload` begins a new slot and compares every table with the source",
             )
 
     def _begin_source(self, publication: str, relations: Sequence[Relation]) -> None:
@@ -322,7 +401,7 @@ class Applier:
                 "SLOT_GONE",
                 f"replication slot {self._slot} does not exist any more",
                 "it was dropped, or the server was restored or replaced: changes since the lake's position may be gone",
-                "load the tables again into a new lake",
+                "`icelake resume --reload` begins a new slot and compares every table with the source",
             )
         if slot.database != self._identity.database:
             raise Refused(
@@ -336,32 +415,28 @@ class Applier:
                 "SLOT_LOST",
                 f"replication slot {self._slot} was invalidated: {slot.lost}",
                 "the source removed WAL the lake had not read",
-                "raise max_slot_wal_keep_size, then load the tables again into a new lake",
+                "raise max_slot_wal_keep_size, then `icelake resume --reload`: every table is compared with the source",
             )
         if slot.confirmed_flush_lsn > self.position:
             raise Gap(
                 "SLOT_AHEAD",
                 f"replication slot {self._slot} is at {format_lsn(slot.confirmed_flush_lsn)}, past the lake's {format_lsn(self.position)}",
                 "someone else read from the slot or moved it: the changes between are gone",
-                "load the tables again into a new lake",
+                "`icelake resume --reload` begins a new slot and compares every table with the source",
             )
-
-    def _exists(self, table: TableId) -> bool:
-        try:
-            self._catalog.load(table)
-        except NoSuchTable:
-            return False
-        return True
 
     def _check_members(self, members: Mapping[TableId, str]) -> None:
         """Refuse to go on if changes to a followed table may be missing from the stream."""
         for followed in self.followed.values():
             followed.is_member(members.get(followed.id))
 
-    def _follow(self, relation: Relation, member: str) -> Followed:
+    def _follow(self, relation: Relation, member: str | None) -> Followed:
+        """Open a mirror, made if it is not there. What it raises names the table if it is about this one alone."""
         try:
             loaded = self._catalog.load(relation.id)
         except NoSuchTable:
+            if member is None:
+                raise left_publication(relation.id) from None
             loaded = self._create(relation, member)
         properties = loaded.metadata["properties"]
         if properties.get(SOURCE) != self._control.source:
@@ -372,18 +447,30 @@ class Applier:
                 "move it out of the way, or give the mirror's source another catalog",
             )
         table = Table.open(loaded, self._storage, self._clock, self._chance)
+        if table.relation.oid != relation.oid:
+            raise UnsupportedTable(
+                "TABLE_REPLACED",
+                f"{relation.id} is another table than the one its mirror was made from",
+                f"it was dropped and made again: its oid is {relation.oid}, it was {table.relation.oid}",
+                f"`icelake resume {relation.id} --reload` compares it with the lake",
+                table=str(relation.id),
+            )
         if _shape(table.relation) != _shape(relation):
             raise UnsupportedTable(
                 "TABLE_CHANGED",
                 f"{relation.id} has not the shape any more that its mirror has",
                 _difference(table.relation, relation),
-                "undo the change in the source, or load the tables again into a new lake",
+                f"if the lake shall follow: `icelake resume {relation.id}`; its changes are kept until then",
+                table=str(relation.id),
             )
         index = KeyIndex.load(self._index_files(relation.id), loaded.metadata["table-uuid"])
         reconciled = index.reconcile(table)
         if reconciled.reason:
             self.rebuilt_indexes[relation.id] = reconciled.reason
-        return Followed(table, index)
+        followed = Followed(table, index)
+        followed.is_member(member)
+        self._check_foreign(followed)
+        return followed
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
         properties = {
@@ -397,34 +484,155 @@ class Applier:
         except AlreadyExists:
             return self._catalog.load(relation.id)
 
-    def _check_foreign(self) -> None:
-        """Every mirror must be where the control table says, give or take rewrites that change no row."""
-        for followed in self.followed.values():
-            metadata = followed.table.metadata
-            by_id = {snapshot["snapshot-id"]: snapshot for snapshot in metadata.get("snapshots", ())}
-            expected = self._control.cut.tables.get(str(followed.id))
-            at = followed.table.snapshot_id
-            while at is not None and at != expected:
-                snapshot = by_id.get(at)
-                if snapshot is None:
-                    break  # someone expired what came before, the last cut's snapshot perhaps with it
-                summary = snapshot["summary"]
-                if summary["operation"] != "replace":
-                    if expected is None and summary.get(SOURCE) == self._control.source:
-                        break  # still loading: our own commits, not in any cut yet
-                    why = f"snapshot {at} ({summary['operation']}) was not made by this source's applier"
-                    raise self._changed(followed.id, why)
-                at = snapshot.get("parent-snapshot-id")
-            if at != expected and expected in by_id:
-                raise self._changed(followed.id, f"it was rolled back: the last cut's snapshot {expected} is not behind its present one")
+    def _check_foreign(self, followed: Followed) -> None:
+        """A mirror must be where the control table says, give or take rewrites that change no row."""
+        metadata = followed.table.metadata
+        by_id = {snapshot["snapshot-id"]: snapshot for snapshot in metadata.get("snapshots", ())}
+        expected = self._control.cut.tables.get(str(followed.id))
+        at = followed.table.snapshot_id
+        while at is not None and at != expected:
+            snapshot = by_id.get(at)
+            if snapshot is None:
+                break  # someone expired what came before, the last cut's snapshot perhaps with it
+            summary = snapshot["summary"]
+            if summary["operation"] != "replace":
+                if expected is None and summary.get(SOURCE) == self._control.source:
+                    break  # still loading: our own commits, not in any cut yet
+                why = f"snapshot {at} ({summary['operation']}) was not made by this source's applier"
+                raise self._changed(followed.id, why)
+            at = snapshot.get("parent-snapshot-id")
+        if at != expected and expected in by_id:
+            raise self._changed(followed.id, f"it was rolled back: the last cut's snapshot {expected} is not behind its present one")
 
     def _changed(self, table: TableId, why: str) -> ForeignChange:
         return ForeignChange(
             "TABLE_CHANGED_BY_OTHERS",
             f"{table} was changed by someone else",
             why,
-            "roll it back to the snapshot of the last cut (`icelake cuts` names it), or load the tables again into a new lake",
+            f"`icelake resume {table} --reload` compares it with the source and mends what differs",
+            table=str(table),
         )
+
+    # --------------------------------------------------------------------------------------------------- parking
+
+    def _open_parked(self, mirror: LoadedTable, note: Parking) -> Parked:
+        return Parked.open(mirror, note, self._catalog, self._storage, self._clock, self._chance)
+
+    def _park(self) -> None:
+        """The tables in ``_troubles`` leave the cut, and what happens to them is kept from here on. One commit for all."""
+        notes: dict[TableId, Parking] = {}
+        mirrors: dict[TableId, LoadedTable] = {}
+        for table, error in self._troubles.items():
+            mirrors[table] = self._catalog.load(table)
+            replay = isinstance(error, UnsupportedTable | ValueOutOfContract) and error.code not in _HOLES
+            notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, replay)
+            if replay:
+                make_spool(table, self._control.source, self._catalog)
+        heads = {name: head for name, head in self._control.cut.tables.items() if name not in map(str, notes)}
+        codes = {**self._control.cut.parked, **{str(table): note.code for table, note in notes.items()}}
+        delta, change = self._control.advance(self._marker(self.position), self._control.cut.commit_time, heads, codes)
+        parts = [note_change(mirrors[table], note) for table, note in notes.items()]
+        self._storage.flush()
+        try:
+            after = commit(self._catalog, self._clock, [change, *parts])
+        except CommitConflict:
+            self._control.check()
+            raise
+        self._control.still_ours(after[0])
+        self._control.adopt(after[0], delta)
+        for loaded in after[1:]:
+            self.parked[loaded.id] = self._open_parked(loaded, notes[loaded.id])
+        self._troubles = {}
+
+    # -------------------------------------------------------------------------------------------------- resuming
+
+    def _resume(self, wish: ResumeRequest) -> Progress:
+        """Let parked tables go on: by replaying what was kept, or by comparing them with the source."""
+        refusals: list[IcelakeError] = []
+        names = {str(table): table for table in (*self.parked, *self.followed)}
+        for name in wish.tables:
+            try:
+                if name not in names:
+                    raise Refused("NOT_MIRRORED", f"{name} is not mirrored", "", f"the mirrors are: {', '.join(sorted(names))}")
+                parked = self.parked.get(names[name])
+                if wish.reload:
+                    self._reload(names[name])
+                elif parked is not None:
+                    self._replay(parked)
+            except (Unreachable, CommitUnknown, CommitConflict, Fenced):
+                raise
+            except IcelakeError as refusal:
+                refusals.append(refusal)
+        self._desk.resume_answered(wish.id, refusals)
+        # Opened anew: what is followed, and under which shape, has changed.
+        self.close()
+        return Progress("resume", position=self.position)
+
+    def _described(self, table: TableId) -> Relation:
+        (entry,) = self._source.describe([str(table)])
+        entry = self._judged(entry)
+        if isinstance(entry, Refusal):
+            raise UnsupportedTable(entry.code, f"{table} cannot be mirrored", entry.why, entry.fix, table=str(table))
+        return entry
+
+    def _replay(self, parked: Parked) -> None:
+        if not parked.note.replay:
+            raise Refused(
+                "RESUME_NEEDS_RELOAD",
+                f"the changes of {parked.id} were not kept",
+                f"it is parked because of {parked.note.code}: {parked.note.why}",
+                f"`icelake resume {parked.id} --reload` compares it with the source and mends what differs",
+                table=str(parked.id),
+            )
+        publication = publication_name(self.name, self._control.source)
+        relation = self._described(parked.id)
+        followed = self._follow(relation, self._source.published(publication).get(parked.id))
+        try:
+            for kept in parked.kept():
+                for changes in replay(kept, followed.relation):
+                    followed.apply(changes)
+            change = followed.prepare(self._marker(self.position)) or followed.unchanged()
+        except Refused:
+            for location in followed.rollback():
+                self._storage.delete(location)
+            raise
+        heads = dict(self._control.cut.tables)
+        head = _new_snapshot(change) or followed.table.snapshot_id
+        if head is not None and followed.whole_at(self.position):
+            heads[str(parked.id)] = head
+        self._unpark(parked.id, change, parked.emptied(), heads)
+
+    def _reload(self, table: TableId) -> None:
+        """No row of the mirror is trusted: it leaves the cut, and range by range is compared with the source."""
+        publication = publication_name(self.name, self._control.source)
+        relation = self._described(table)
+        self._source.publish(publication, [relation])
+        member = self._source.published(publication).get(table)
+        if member is None:
+            raise left_publication(table)
+        mirror = self._catalog.load(table)
+        opened = Table.open(mirror, self._storage, self._clock, self._chance)
+        delta = opened.delta()
+        properties = {LOAD: LoadState.suspect().dump(), MEMBERSHIP: member}
+        parked = self.parked.get(table)
+        heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table)}
+        self._unpark(table, delta.prepare({}, properties), parked.emptied() if parked is not None else None, heads)
+
+    def _unpark(self, table: TableId, change: TableChange, emptied: TableChange | None, heads: Mapping[str, int]) -> None:
+        marker = self._marker(self.position)
+        codes = {name: code for name, code in self._control.cut.parked.items() if name != str(table)}
+        delta, control = self._control.advance(marker, self._control.cut.commit_time, heads, codes)
+        updates = [*change.updates, {"action": "remove-properties", "removals": [PARKED]}]
+        self._storage.flush()
+        try:
+            changes = [control, replace(change, updates=updates), *([emptied] if emptied is not None else [])]
+            after = commit(self._catalog, self._clock, changes)
+        except CommitConflict:
+            self._control.check()
+            raise
+        self._control.still_ours(after[0])
+        self._control.adopt(after[0], delta)
+        self.parked.pop(table, None)
 
     # -------------------------------------------------------------------------------------------------- step
 
@@ -440,11 +648,18 @@ class Applier:
             return replace(progress, seconds=self._clock.monotonic() - began)
         except Fenced:
             raise
-        except Refused:
+        except Refused as error:
             # What looks like a gap or someone else's change may be the work of the process that has taken over: say that instead.
             if self._epoch is not None:
                 self._control.still_ours(self._catalog.load(self._control.id))
-            raise
+            table = next((table for table in self.followed if str(table) == error.table), None)
+            if table is None:
+                raise
+            # It stops alone: the others begin again from the marker, with what happens to it kept raw.
+            self._troubles[table] = error
+            self._throw_away()
+            self.close()
+            return Progress("park", position=self.position, error=error, seconds=self._clock.monotonic() - began)
         except (Unreachable, CommitUnknown) as error:
             # What the batch wrote stays: a commit in doubt may still need it. The next step starts from the control table.
             self.close()
@@ -463,6 +678,8 @@ class Applier:
         if hold is not None and (hold.lsn is None or hold.lsn >= max(self.position, self._batch.position)):
             return self._step_hold(stream, hold, timeout)
         self._hold = None
+        if not self._batch.open and (wish := self._desk.resume_wanted()) is not None:
+            return self._resume(wish)
         due = self._last_commit + self.settings.commit_interval
         if self._turn_to_load:
             loading = next((followed for followed in self.followed.values() if not followed.load.complete), None)
@@ -502,6 +719,9 @@ class Applier:
                     raise Corrupt("UNKNOWN_RELATION", f"changes came for {changes.relation.id}, which is not followed")
                 followed.apply(changes)
                 self._batch.changes += len(changes.op)
+            for raw in chunk.raw:
+                self.parked[raw.table].keep(raw)
+                self._batch.changes += len(raw.messages)
             self._batch.transactions += chunk.transactions
             self._batch.bytes += chunk.bytes
             self._batch.time = max(self._batch.time, chunk.commit_time)
@@ -537,7 +757,7 @@ class Applier:
             head = followed.table.snapshot_id
             if change is not None:
                 touched.append((followed, change))
-                head = _new_snapshot(change)
+                head = _new_snapshot(change) or head
             name = str(followed.id)
             known = name in self._control.cut.tables
             if head is not None and (known or followed.whole_at(position)):
@@ -545,8 +765,9 @@ class Applier:
                 if not known:
                     # Its rows were committed in the source before they were read: no later than the range was committed here.
                     time = max(time, followed.table.metadata["last-updated-ms"] * 1000)
-        control_delta, control_change = self._control.advance(marker, time, heads)
-        after = self._send([control_change, *(change for _, change in touched)])
+        spools = [(p, p.prepare(marker, self.settings.parked_bytes, self.settings.parked_past_limit)) for p in self.parked.values()]
+        control_delta, control_change = self._control.advance(marker, time, heads, self._control.cut.parked)
+        after = self._send([control_change, *(change for _, change in touched), *(change for _, changes in spools for change in changes)])
         if after is None:
             return Progress("retry", position=self.position)
         progress = Progress(
@@ -556,7 +777,10 @@ class Applier:
             position=position,
         )
         self._control.adopt(after[0], control_delta)
-        unused = [location for (followed, _), loaded in zip(touched, after[1:], strict=True) for location in followed.done(loaded)]
+        rest = iter(after[1:])
+        unused = [location for followed, _ in touched for location in followed.done(next(rest))]
+        for parked, changes in spools:
+            unused += parked.done([next(rest) for _ in changes])
         for followed in self.followed.values():
             followed.idle()
         self._batch = _Batch()
@@ -571,7 +795,7 @@ class Applier:
 
     def _record(self, position: int, commit_time: int, tables: dict[str, int]) -> None:
         """The first position of a new source: a cut without tables."""
-        delta, change = self._control.advance(self._marker(position), commit_time, tables)
+        delta, change = self._control.advance(self._marker(position), commit_time, tables, {})
         self._storage.flush()
         try:
             (after,) = commit(self._catalog, self._clock, [change])
@@ -595,12 +819,17 @@ class Applier:
                 raise
             # The control table is ours and unmoved, so a mirror was changed. If it was a rewrite, the key index follows it and
             # the batch is made again from the marker; anything else is refused by the start.
-            for followed in self.followed.values():
-                for location in followed.rollback():
-                    self._storage.delete(location)
+            self._throw_away()
             self.close()
             self.start()
             return None
+
+    def _throw_away(self) -> None:
+        """The running batch is given up, and what it wrote was never sent to the catalog, or refused by it."""
+        written = [location for followed in self.followed.values() for location in followed.rollback()]
+        written += [location for parked in self.parked.values() for location in parked.rollback()]
+        for location in written:
+            self._storage.delete(location)
 
     def _confirm(self, position: int) -> None:
         if self._stream is not None:
@@ -638,10 +867,19 @@ class Applier:
         """Read one missing range under a snapshot of its own and commit it with its consistent point."""
         missing = followed.load.next_missing()
         assert missing is not None
-        lower, upper = missing
-        with self._source.read_range(followed.relation, lower, upper, self.settings.range_rows) as read:
-            rows = followed.load_rows(read.rows)
-            followed.loaded_until(followed.load.loaded(lower, read.upper.bound, read.lsn))
+        lower, interval = missing
+        try:
+            with self._source.read_range(followed.relation, lower, interval.upper, self.settings.range_rows) as read:
+                if interval.held:
+                    mending = Mending(followed)
+                    rows = mending.rows(read.rows)
+                    mending.finish(lower, read.upper.bound)
+                else:
+                    rows = followed.load_rows(read.rows)
+                followed.loaded_until(followed.load.loaded(lower, read.upper.bound, read.lsn))
+        except (UnsupportedTable, ValueOutOfContract) as error:
+            error.table = str(followed.id)
+            raise
         change = followed.prepare(self._marker(self.position))
         assert change is not None
         after = self._send([self._control.fence(), change])
@@ -666,7 +904,9 @@ class Applier:
         # are made of what is read here, so it must still be ours: else a zombie would fence itself with its successor's snapshot.
         control = self._catalog.load(self._control.id)
         self._control.still_ours(control)
-        tables = {table: self._catalog.load(table) for table in self.followed}
+        spools = {p.spool.id: p.spool for p in self.parked.values() if p.spool is not None}
+        opened = {**{table: followed.table for table, followed in self.followed.items()}, **spools}
+        tables = {table: self._catalog.load(table) for table in (*opened, *self.parked)}
         plan = plan_expiry(
             control,
             tables,
@@ -689,8 +929,10 @@ class Applier:
             if change.id == self._control.id:
                 if change.updates:
                     self._control.drop(loaded)
+            elif change.id in opened:
+                opened[change.id].adopt(loaded, None)
             else:
-                self.followed[change.id].table.adopt(loaded, None)
+                self.parked[change.id].mirror = loaded
         if all(plan.foresaw(loaded) for loaded in after):
             for location in plan.files:
                 self._storage.delete(location)
@@ -725,12 +967,14 @@ class Applier:
         self._hold = None
 
 
-def _new_snapshot(change: TableChange) -> int:
-    for update in change.updates:
-        if update["action"] == "add-snapshot":
-            number: int = update["snapshot"]["snapshot-id"]
-            return number
-    raise AssertionError("a change without a snapshot")
+_HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED"})
+"""Codes that say that changes are missing from the stream: there is nothing to replay."""
+
+
+def _new_snapshot(change: TableChange) -> int | None:
+    """The snapshot a change makes, None if it makes none."""
+    found: list[int] = [update["snapshot"]["snapshot-id"] for update in change.updates if update["action"] == "add-snapshot"]
+    return found[0] if found else None
 
 
 def _shape(relation: Relation) -> Relation:
@@ -743,9 +987,7 @@ def _difference(lake: Relation, source: Relation) -> str:
     def columns(relation: Relation) -> set[str]:
         return {f"{c.name} {c.pg_type} (attnum {c.attnum})" for c in relation.columns}
 
-    parts = []
-    if lake.oid != source.oid:
-        parts.append(f"another table of the same name (oid {source.oid}, was {lake.oid})")
+    parts: list[str] = []
     parts.extend(f"new: {text}" for text in sorted(columns(source) - columns(lake)))
     parts.extend(f"gone: {text}" for text in sorted(columns(lake) - columns(source)))
     if lake.key != source.key:

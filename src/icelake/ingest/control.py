@@ -5,6 +5,7 @@ One table a source, with no rows: all it knows stands in its snapshots' summarie
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from icelake.errors import AlreadyExists, CommitConflict, Fenced, ForeignChange, NoSuchTable
 from icelake.ingest.commit import commit
@@ -67,7 +68,7 @@ class Control:
             if held is not None and self.epoch != held and self._attempt not in self._claims:
                 raise self._fenced(held)
             delta = self._table.delta()
-            summary = self._summary(self.marker, self.epoch + 1, self.cut.commit_time, self.cut.tables)
+            summary = self._summary(self.marker, replace(self.cut, epoch=self.epoch + 1))
             # A claim whose answer was lost is still ours when it turns up later.
             self._claims.add(summary[ATTEMPT])
             change = delta.prepare(summary, {})
@@ -112,10 +113,11 @@ class Control:
         ]
         return TableChange(self.id, requirements, [])
 
-    def advance(self, marker: Marker, commit_time: int, tables: Mapping[str, int]) -> tuple[Delta, TableChange]:
+    def advance(self, marker: Marker, commit_time: int, tables: Mapping[str, int], parked: Mapping[str, str]) -> tuple[Delta, TableChange]:
         """The part of a commit that makes a cut at ``marker.lsn``. Hand the delta back to ``adopt`` when it is done."""
         delta = self._table.delta()
-        return delta, delta.prepare(self._summary(marker, self.epoch, max(commit_time, self.cut.commit_time), tables), {})
+        cut = replace(self.cut, epoch=self.epoch, commit_time=max(commit_time, self.cut.commit_time), tables=tables, parked=parked)
+        return delta, delta.prepare(self._summary(marker, cut), {})
 
     def adopt(self, loaded: LoadedTable, delta: Delta | None) -> None:
         """A commit with our part in it is done."""
@@ -164,7 +166,6 @@ class Control:
         self._attempt = snapshot["summary"][ATTEMPT]
         self.marker = Marker.read(snapshot["summary"]) if LSN in snapshot["summary"] else None
 
-    def _summary(self, marker: Marker | None, epoch: int, commit_time: int, tables: Mapping[str, int]) -> dict[str, str]:
+    def _summary(self, marker: Marker | None, cut: Cut) -> dict[str, str]:
         known = marker.summary() if marker else {SOURCE: self.source}
-        cut = Cut(id=0, lsn=0, commit_time=commit_time, made_ms=0, epoch=epoch, tables=tables)
         return {**known, ATTEMPT: self._chance.uuid(), **cut.summary()}

@@ -17,6 +17,7 @@ from icelake.ingest.keyorder import key_text, sortable
 from icelake.model.load import LoadState
 from icelake.model.marker import LOAD, MEMBERSHIP, Marker
 from icelake.model.membership import Membership
+from icelake.model.relation import TableId
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, LoadedTable, TableChange
 from icelake.sources.postgres.types import order
 from icelake.tables.key_index import KeyIndex
@@ -200,7 +201,7 @@ class Followed:
             file_no, _, _ = self.index.lookup(hashes)
             _, first = collapse.factorize(hashes, np.ones(len(hashes), np.bool_))
             if len(first) != len(hashes) or (file_no >= 0).any():
-                raise self._error("rows of a range that is being loaded are in the lake already, or came twice")
+                raise self.error("rows of a range that is being loaded are in the lake already, or came twice")
             self._append(batch, hashes, np.full(len(hashes), -1, np.int64))
             count += batch.num_rows
         return count
@@ -218,18 +219,14 @@ class Followed:
         """``text``: the table's mark now, from the publication. Raises Refused if changes may be missing from the stream."""
         now = Membership.parse(text) if text is not None else None
         if now is None or self.membership.left(now):
-            raise Refused(
-                "PUBLICATION_CHANGED",
-                f"{self.id} left its publication",
-                "someone took it out, or made the table or the publication anew: changes to it meanwhile are not in the stream",
-                "load the tables again into a new lake",
-            )
+            raise left_publication(self.id)
         if self.membership.rewritten(now):
             raise UnsupportedTable(
                 "TABLE_REWRITTEN",
                 f"the rows of {self.id} were rewritten in the source",
                 "an ALTER TABLE changed a column and all rows, which PostgreSQL does not send as changes",
-                "load the tables again into a new lake; `icelake verify` tells whether a row differs",
+                f"`icelake resume {self.id} --reload` compares it with the source and mends what differs",
+                table=str(self.id),
             )
         self._next_membership = now
 
@@ -244,6 +241,10 @@ class Followed:
         self._next_load = load
         properties = {**marker.summary(), LOAD: load.dump(), MEMBERSHIP: str(self._next_membership)}
         return self._begin().prepare(marker.summary(), properties)
+
+    def unchanged(self) -> TableChange:
+        """A part of a commit that only demands that the table is as it was."""
+        return self._begin().prepare({}, {})
 
     def done(self, loaded: LoadedTable) -> list[str]:
         """The commit with this table's part in it succeeded. Files that were written on the way and are in no snapshot."""
@@ -339,15 +340,25 @@ class Followed:
         keys = changes.old_key if changes.op[row] == DELETE else changes.new.select(names)
         verb = {INSERT: "inserts", UPDATE: "updates", DELETE: "deletes"}[int(changes.op[row])]
         (key,) = keys.slice(row, 1).to_pylist()
-        return self._error(f"a change {verb} {key}, which does not fit what the lake holds")
+        return self.error(f"a change {verb} {key}, which does not fit what the lake holds")
 
-    def _error(self, what: str) -> Corrupt:
+    def error(self, what: str) -> Corrupt:
         return Corrupt(
             "MIRROR_DIVERGED",
             f"{self.id}: {what}",
             "a row was lost, doubled or changed by someone else",
             f"nothing was committed; `icelake verify {self.id}` names the rows that differ",
         )
+
+
+def left_publication(table: TableId) -> Refused:
+    return Refused(
+        "PUBLICATION_CHANGED",
+        f"{table} left its publication",
+        "someone took it out, or made the table or the publication anew: changes to it meanwhile are not in the stream",
+        f"`icelake resume {table} --reload` publishes it again, compares it with the source and mends what differs",
+        table=str(table),
+    )
 
 
 def _gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:

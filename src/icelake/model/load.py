@@ -1,9 +1,10 @@
 """Load state: which key ranges of a table are in the lake, and from which LSN on each follows the stream.
 
 The key space is cut into consecutive intervals, each named by its upper bound. An interval is loaded at a consistent point L,
-or not loaded yet. A streamed change to a key is admitted only if its interval is loaded and its commit LSN is >= L
-(docs/protocol.md, Load, join, repair). A bound is ``(key, 1)`` "through key" or ``(key, 0)`` "just before key", so a single
-key can be an interval of its own: that is how one row is repaired. The last bound is always None: the end of the key space.
+or not loaded yet. An interval that is not loaded may be *held*: the lake has rows of it that are no longer trusted, and to load it is
+to compare them with the source and mend what differs. A streamed change to a key is admitted only if its interval is loaded and its
+commit LSN is >= L (docs/protocol.md, Load, join, repair). A bound is ``(key, 1)`` "through key" or ``(key, 0)`` "just before key",
+so a single key can be an interval of its own: that is how one row is repaired. The last bound is always None: the end of the key space.
 Keys are tuples of PostgreSQL's text for each key column; ordering them is the caller's business (``order``).
 """
 
@@ -26,6 +27,8 @@ class Interval:
     upper: Bound | None
     lsn: int | None
     """The consistent point L it was read at; None: not loaded."""
+    held: bool = False
+    """Not loaded, and the lake may have rows of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,17 @@ class LoadState:
         """The first position at which the table is consistent with others: the largest L. Needs ``complete``."""
         return max(interval.lsn or 0 for interval in self.intervals)
 
-    def next_missing(self) -> tuple[Bound | None, Bound | None] | None:
-        """(lower, upper) of the first interval that is not loaded, or None. ``lower`` None: the start of the key space."""
+    @staticmethod
+    def suspect() -> "LoadState":
+        """The lake has rows, and none of them is trusted."""
+        return LoadState((Interval(None, None, held=True),))
+
+    def next_missing(self) -> tuple[Bound | None, Interval] | None:
+        """The first interval that is not loaded and what it begins after (None: the start of the key space), or None."""
         lower: Bound | None = None
         for interval in self.intervals:
             if interval.lsn is None:
-                return lower, interval.upper
+                return lower, interval
             lower = interval.upper
         return None
 
@@ -112,7 +120,12 @@ class LoadState:
         """JSON for the table property ``icelake.load``."""
         return json.dumps(
             [
-                [list(i.upper[0]) if i.upper else None, i.upper[1] if i.upper else None, None if i.lsn is None else format_lsn(i.lsn)]
+                [
+                    list(i.upper[0]) if i.upper else None,
+                    i.upper[1] if i.upper else None,
+                    None if i.lsn is None else format_lsn(i.lsn),
+                    *([True] if i.held else []),
+                ]
                 for i in self.intervals
             ],
             separators=(",", ":"),
@@ -123,7 +136,7 @@ class LoadState:
         """The inverse of ``dump``. Raises ValueError or TypeError on anything else."""
         return LoadState(
             tuple(
-                Interval(None if key is None else (tuple(key), flag), None if lsn is None else parse_lsn(lsn))
-                for key, flag, lsn in json.loads(text)
+                Interval(None if key is None else (tuple(key), flag), None if lsn is None else parse_lsn(lsn), *held)
+                for key, flag, lsn, *held in json.loads(text)
             )
         )

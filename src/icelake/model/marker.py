@@ -7,9 +7,10 @@ epoch and the cut (docs/protocol.md, One owner).
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from icelake.model.lsn import format_lsn, parse_lsn
+from icelake.model.parking import PARKED
 
 SOURCE = "icelake.source"
 SYSTEM = "icelake.system"
@@ -77,12 +78,15 @@ class Cut:
     made_ms: int
     epoch: int
     tables: Mapping[str, int]
+    parked: Mapping[str, str] = field(default_factory=dict)
+    """Tables that are not in the cut because they are parked, and the code of what stopped each."""
 
     def summary(self) -> dict[str, str]:
         return {
             EPOCH: str(self.epoch),
             COMMIT_TIME: str(self.commit_time),
             CUT: json.dumps(dict(self.tables), separators=(",", ":"), sort_keys=True),
+            **({PARKED: json.dumps(dict(self.parked), sort_keys=True)} if self.parked else {}),
         }
 
     @staticmethod
@@ -100,4 +104,5 @@ class Cut:
             made_ms=made,
             epoch=int(summary[EPOCH]),
             tables={name: int(snap) for name, snap in json.loads(summary[CUT]).items()},
+            parked=json.loads(summary.get(PARKED, "{}")),
         )

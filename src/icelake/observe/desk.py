@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from icelake.errors import IcelakeError, Refused, Unreachable
-from icelake.ports import HoldRequest, Json
+from icelake.ports import HoldRequest, Json, ResumeRequest
 
 _BUSY_SECONDS = 5.0
 _REPORTS_SECONDS = 3600.0
@@ -42,6 +42,17 @@ CREATE TABLE IF NOT EXISTS holds (
     lsn TEXT,
     cut_id INTEGER,
     lease_id TEXT
+);
+CREATE TABLE IF NOT EXISTS wishes (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    pid INTEGER NOT NULL,
+    pids TEXT NOT NULL,
+    made REAL NOT NULL,
+    deadline REAL NOT NULL,
+    tables TEXT NOT NULL,
+    reload INTEGER NOT NULL,
+    answer TEXT
 );
 CREATE TABLE IF NOT EXISTS reports (
     pid INTEGER NOT NULL,
@@ -75,22 +86,41 @@ class SqliteDesk:
         self._seen: int | None = None
         """SQLite's data_version when ``_open_holds`` was read; it moves when another connection writes."""
         self._open_holds: list[tuple[str, int, str, float, float, str | None]] = []
+        self._open_wishes: list[tuple[str, int, str, float, float, str, int]] = []
 
     # ---------------------------------------------------------------------------------------------------- the applier
 
     def hold_wanted(self) -> HoldRequest | None:
         """The oldest open request. Cheap enough for every turn of a loop: it reads only when somebody wrote."""
+        self._look()
+        for ident, pid, pids, made, deadline, lsn in self._open_holds:
+            if _open(made, deadline) and _alive(pid, pids):
+                return HoldRequest(ident, None if lsn is None else int(lsn))
+        return None
+
+    def _look(self) -> None:
         with self._using() as connection:
             (version,) = connection.execute("PRAGMA data_version").fetchone()
             if version != self._seen:
                 self._open_holds = connection.execute(
                     "SELECT id, pid, pids, made, deadline, lsn FROM holds WHERE state IN ('wanted', 'granted') ORDER BY number"
                 ).fetchall()
+                self._open_wishes = connection.execute(
+                    "SELECT id, pid, pids, made, deadline, tables, reload FROM wishes WHERE answer IS NULL ORDER BY number"
+                ).fetchall()
                 self._seen = version
-        for ident, pid, pids, made, deadline, lsn in self._open_holds:
+
+    def resume_wanted(self) -> ResumeRequest | None:
+        """The oldest open request; as cheap as ``hold_wanted``."""
+        self._look()
+        for ident, pid, pids, made, deadline, tables, reload in self._open_wishes:
             if _open(made, deadline) and _alive(pid, pids):
-                return HoldRequest(ident, None if lsn is None else int(lsn))
+                return ResumeRequest(ident, tuple(orjson.loads(tables)), bool(reload))
         return None
+
+    def resume_answered(self, request: str, refusals: Sequence[IcelakeError]) -> None:
+        answer = [{"code": r.code, "what": r.what, "why": r.why, "fix": r.fix, "table": r.table} for r in refusals]
+        self._write("UPDATE wishes SET answer = ? WHERE id = ?", orjson.dumps(answer).decode(), request)
 
     def hold_granted(self, request: str) -> None:
         self._write("UPDATE holds SET state = 'granted' WHERE id = ? AND state = 'wanted'", request)
@@ -193,6 +223,27 @@ class SqliteDesk:
             self._seen = None
         return ident
 
+    def request_resume(self, tables: Sequence[str], reload: bool, deadline: float) -> str:
+        """Ask the applier to let parked tables go on; it forgets the request after ``deadline`` seconds. Its id."""
+        ident = str(uuid.uuid4())
+        now = time.time()
+        with self._using() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("DELETE FROM wishes WHERE deadline < ?", (now - _REPORTS_SECONDS,))
+            connection.execute(
+                "INSERT INTO wishes (id, pid, pids, made, deadline, tables, reload) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (ident, os.getpid(), _pids(), now, now + deadline, orjson.dumps(list(tables)).decode(), reload),
+            )
+            connection.execute("COMMIT")
+            self._seen = None
+        return ident
+
+    def resume_answer(self, request: str) -> list[Json] | None:
+        """What could not be done, each as code, what, why, fix and table; None while there is no answer."""
+        with self._using() as connection:
+            row = connection.execute("SELECT answer FROM wishes WHERE id = ?", (request,)).fetchone()
+        return None if row is None or row[0] is None else list(orjson.loads(row[0]))
+
     def set_hold_lsn(self, request: str, lsn: int) -> None:
         """The cut shall hold exactly the commits before ``lsn``."""
         # As text: SQLite's integers end at 2^63.
@@ -250,7 +301,7 @@ class SqliteDesk:
                 if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise
             connection.execute("PRAGMA synchronous = NORMAL")
-            if connection.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('holds', 'reports')").fetchone() != (2,):
+            if connection.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('holds', 'wishes', 'reports')").fetchone() != (3,):
                 connection.executescript(_DDL)
         except BaseException:
             connection.close()

@@ -13,6 +13,7 @@ from icelake.engines.duckdb import TableAt, iceberg_scan
 from icelake.errors import Corrupt, Refused
 from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.marker import CUT, SOURCE, Cut, Marker
+from icelake.model.parking import SPOOL_OF
 from icelake.model.relation import TableId
 from icelake.ports import CatalogReader, Json
 
@@ -46,7 +47,7 @@ def mirrors(catalog: CatalogReader) -> dict[TableId, str | None]:
     for table in catalog.tables():
         if table.namespace != CONTROL_NAMESPACE:
             properties = catalog.load(table).metadata.get("properties", {})
-            if RELATION in properties:
+            if RELATION in properties and SPOOL_OF not in properties:
                 found[table] = properties.get(SOURCE)
     return found
 

@@ -133,8 +133,15 @@ def _check(cut: CutTables, source: SourceSnapshot) -> None:
 
 
 def _skipped(table: TableId, cut: CutTables) -> Json:
-    loading = table in cut.loading
-    return {"name": str(table), "why": "it is not in the cut: still loading, or parked" if loading else "it mirrors another source"}
+    parked = cut.cut.parked.get(str(table))
+    why = (
+        f"it is parked ({parked})"
+        if parked
+        else "it is not in the cut: still loading"
+        if table in cut.loading
+        else "it mirrors another source"
+    )
+    return {"name": str(table), "why": why}
 
 
 def _compare(

@@ -28,7 +28,7 @@ def test_every_key_is_loaded_exactly_where_the_model_says(steps: list[tuple[str,
     for what, number in steps:
         lsn += 1
         if what == "load" and (missing := state.next_missing()) is not None:
-            lower, upper = missing
+            lower, upper = missing[0], missing[1].upper
             inside = [
                 k
                 for k in range(12)

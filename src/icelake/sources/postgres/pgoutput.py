@@ -7,7 +7,7 @@ Source: PostgreSQL documentation 54.9, Logical Replication Message Formats; repl
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from icelake.errors import Corrupt, UnsupportedTable
+from icelake.errors import Corrupt, UnsupportedTable, ValueOutOfContract
 from icelake.model.lsn import format_lsn
-from icelake.model.relation import Relation
-from icelake.ports import ChangeSet, Chunk, arrow_schema
+from icelake.model.relation import Relation, TableId
+from icelake.ports import ChangeSet, Chunk, RawChanges, arrow_schema
 from icelake.sources.postgres import kernels
 from icelake.sources.postgres.values import Fields, Reader, read_only, reader
 
@@ -97,6 +97,21 @@ def _cstring(raw: bytes, at: int) -> tuple[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Raw:
+    """A table whose changes are handed over as they came (``ports.RawChanges``)."""
+
+    table: TableId
+    attnums: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _RawLayout:
+    relation: Raw
+    message: RelationMessage
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class _Layout:
     """How the tuples of one relation message become the columns of its Relation."""
 
@@ -123,6 +138,7 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
                 f"column {column.name} of {message.schema}.{message.name} {now}",
                 "the table's columns in the change stream are not those of the lake's table",
                 "load the tables again into a new lake",
+                table=str(relation.id),
             )
         target[place] = at
     for at, name in enumerate(relation.key):
@@ -144,11 +160,11 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
 class _Known:
     """The relations seen so far: ``oids`` sorted, ``current`` the layout each has now, as a number into ``layouts``."""
 
-    layouts: list[_Layout] = field(default_factory=list)
+    layouts: list[_Layout | _RawLayout] = field(default_factory=list)
     oids: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     current: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
-    def put(self, layout: _Layout) -> "_Known":
+    def put(self, layout: _Layout | _RawLayout) -> "_Known":
         """These and one more, or one changed. What is in use keeps its number."""
         oid = layout.message.oid
         at = int(np.searchsorted(self.oids, oid))
@@ -173,12 +189,12 @@ class _Known:
 class Decoder:
     """One replication connection's messages. ``relations`` is asked at *every* Relation message which Relation the table is:
 
-    also at one that repeats the last, because a column dropped and added again leaves the message as it was. Whatever it raises
-    (UnsupportedTable) goes to the caller of ``decode``. Make a new decoder for a new connection: the server then names every
-    relation again. Not thread-safe.
+    also at one that repeats the last, because a column dropped and added again leaves the message as it was. ``Raw`` keeps the
+    table's changes undecoded. Whatever it raises (UnsupportedTable) goes to the caller of ``decode``. Make a new decoder for a new
+    connection: the server then names every relation again. Not thread-safe.
     """
 
-    def __init__(self, relations: Callable[[RelationMessage], Relation]) -> None:
+    def __init__(self, relations: Callable[[RelationMessage], Relation | Raw]) -> None:
         self._relations = relations
         self._known = _Known()
         self._open = False
@@ -215,7 +231,7 @@ class Decoder:
                 _truncate(known, _message(buffer, log, state), log, state)
             else:
                 raise _corrupt(status, int(state[kernels.AT]), state)
-        changes = _change_sets(buffer, known, log, state)
+        changes, raw = _change_sets(buffer, known, log, state)
         transactions = int(state[kernels.TRANSACTIONS])
         chunk = Chunk(
             changes=changes,
@@ -224,6 +240,7 @@ class Decoder:
             transactions=transactions,
             open=bool(state[kernels.OPEN]),
             bytes=size,
+            raw=raw,
         )
         self._known = known.without_old()
         self._open = chunk.open
@@ -236,6 +253,8 @@ class Decoder:
         number = known.of(parsed.oid)
         if number is not None and known.layouts[number].message == parsed and known.layouts[number].relation == relation:
             return known
+        if isinstance(relation, Raw):
+            return known.put(_RawLayout(relation, parsed, message))
         return known.put(_layout(parsed, relation))
 
 
@@ -292,11 +311,15 @@ def _corrupt(status: int, at: int, state: npt.NDArray[np.int64]) -> Corrupt:
     return Corrupt("CHANGE_STREAM_CORRUPT", what, _WHY[status], _RETRY)
 
 
-def _change_sets(buffer: npt.NDArray[np.uint8], known: _Known, log: _Log, state: npt.NDArray[np.int64]) -> list[ChangeSet]:
-    """The noted changes as one ChangeSet a layout, in the order each first appears."""
+def _change_sets(
+    buffer: npt.NDArray[np.uint8], known: _Known, log: _Log, state: npt.NDArray[np.int64]
+) -> tuple[list[ChangeSet], list[RawChanges]]:
+    """The noted changes as one ChangeSet (or RawChanges) a layout, in the order each first appears."""
     count = int(state[kernels.COUNT])
+    decoded: list[ChangeSet] = []
+    raw: list[RawChanges] = []
     if not count:
-        return []
+        return decoded, raw
     groups = len(known.layouts)
     order = np.empty(count, np.int32)
     bounds = np.empty(groups + 1, np.int32)
@@ -304,7 +327,61 @@ def _change_sets(buffer: npt.NDArray[np.uint8], known: _Known, log: _Log, state:
     edges = bounds.tolist()
     present = [(int(order[edges[g]]), g) for g in range(groups) if edges[g] < edges[g + 1]]
     present.sort()
-    return [_change_set(buffer, known.layouts[g], log, order[edges[g] : edges[g + 1]], state) for _, g in present]
+    for _, g in present:
+        layout, rows = known.layouts[g], order[edges[g] : edges[g + 1]]
+        if isinstance(layout, _RawLayout):
+            raw.append(_raw_changes(buffer, layout, log, rows))
+            continue
+        try:
+            decoded.append(_change_set(buffer, layout, log, rows, state))
+        except ValueOutOfContract as error:
+            error.table = str(layout.relation.id)
+            raise
+    return decoded, raw
+
+
+def _raw_changes(buffer: npt.NDArray[np.uint8], layout: _RawLayout, log: _Log, rows: npt.NDArray[np.int32]) -> RawChanges:
+    messages = []
+    for row in rows.tolist():
+        if log.kind[row] == _TRUNCATE:
+            messages.append(truncate_message(layout.message.oid))
+        else:
+            # What the log frames begins behind the message's kind and OID.
+            messages.append(buffer[int(log.body[row]) - 5 : int(log.end[row])].tobytes())
+    relation = layout.relation
+    return RawChanges(relation.table, log.lsn[rows], layout.text, relation.attnums, pa.array(messages, pa.binary()))
+
+
+def truncate_message(oid: int) -> bytes:
+    """A Truncate message of one relation, without options."""
+    return struct.pack("!cIBI", b"T", 1, 0, oid)
+
+
+def replayed(commit_lsn: npt.NDArray[np.uint64], relations: Sequence[bytes], messages: Sequence[bytes]) -> bytes:
+    """Frames a ``Decoder`` takes, of changes that were kept raw: each run of one commit LSN is a transaction."""
+    out = bytearray()
+    last: int | None = None
+    relation = b""
+
+    def frame(message: bytes) -> None:
+        nonlocal out
+        out += len(message).to_bytes(4, "little") + message
+
+    def commit() -> None:
+        if last is not None:
+            frame(struct.pack("!cBQQq", b"C", 0, last, last, 0))
+
+    for lsn, under, message in zip(commit_lsn.tolist(), relations, messages, strict=True):
+        if lsn != last:
+            commit()
+            last = lsn
+            frame(struct.pack("!cQqI", b"B", lsn, 0, 0))
+        if under != relation:
+            relation = under
+            frame(relation)
+        frame(message)
+    commit()
+    return bytes(out)
 
 
 def _change_set(

@@ -167,6 +167,14 @@ def describe_oid(connection: Connection, oid: int) -> Relation | Refusal | None:
     return described[0] if described else None
 
 
+def published_columns(connection: Connection, oid: int) -> list[tuple[int, str, int, int]]:
+    """(attnum, name, type OID, typmod) of every column that is published now, in order; empty if the table is gone."""
+    statement = """
+        select a.attnum, a.attname::text, a.atttypid::bigint, a.atttypmod from pg_catalog.pg_attribute a
+        where a.attrelid = %s and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum"""
+    return [(row[0], row[1], row[2], row[3]) for row in run(connection, statement, [oid])]
+
+
 def may_publish(connection: Connection, oid: int) -> bool:
     """Whether this role owns the table, or is a member of the role that does."""
     statement = "select pg_catalog.pg_has_role(c.relowner, 'USAGE') from pg_catalog.pg_class c where c.oid = %s"
@@ -205,7 +213,16 @@ def differences(held: Relation, now: Relation | Refusal | None) -> list[str]:
 
 
 def must_be(held: Relation, now: Relation | Refusal | None, doing: str) -> None:
-    """Raises UnsupportedTable TABLE_CHANGED, naming every difference, unless the table still is what the lake holds."""
+    """Raises UnsupportedTable naming every difference, unless the table still is what the lake holds: TABLE_REPLACED if it is
+    another table or gone, TABLE_CHANGED if it has another shape."""
+    if now is None or (isinstance(now, Relation) and now.oid != held.oid):
+        raise UnsupportedTable(
+            "TABLE_REPLACED",
+            f"{held.id} {doing}",
+            "; ".join(differences(held, now)),
+            f"`icelake resume {held.id} --reload` compares the table of that name, if there is one, with the lake",
+            table=str(held.id),
+        )
     raise_if_changed(held, differences(held, now), doing)
 
 
@@ -215,7 +232,8 @@ def raise_if_changed(held: Relation, found: Sequence[str], doing: str) -> None:
             "TABLE_CHANGED",
             f"{held.id} {doing}",
             f"it is not the table the lake holds: {'; '.join(found)}",
-            "changes of shape are not followed yet: undo it if no row was written since, or load the tables again into a new lake",
+            f"if the lake shall follow: `icelake resume {held.id}`; its changes are kept until then",
+            table=str(held.id),
         )
 
 

@@ -171,7 +171,7 @@ class PostgresSource:
 
     # -------------------------------------------------------------------------------------------------------------- stream
 
-    def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation]) -> PgStream:
+    def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation], parked: Sequence[Relation] = ()) -> PgStream:
         """See ``ports.Source.stream``. Raises Gap SLOT_MISSING / SLOT_LOST / SLOT_AHEAD, Refused SLOT_IN_USE /
         PUBLICATION_CHANGED, UnsupportedTable when a table is not what the lake holds."""
         held = {relation.oid: relation for relation in relations}
@@ -199,7 +199,8 @@ class PostgresSource:
                     "load the tables again; raise max_slot_wal_keep_size so it does not happen again",
                 )
             try:
-                stream = PgStream(self.dsn, slot, publication, start, held, buffer_bytes=self.buffer_bytes)
+                raw = {relation.oid: relation for relation in parked}
+                stream = PgStream(self.dsn, slot, publication, start, held, raw, buffer_bytes=self.buffer_bytes)
                 break
             except Refused as refused:
                 if refused.code != "SLOT_IN_USE" or time.monotonic() > deadline:

@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -24,7 +24,7 @@ from icelake.model.lsn import format_lsn
 from icelake.model.relation import Relation
 from icelake.ports import Chunk
 from icelake.sources.postgres import schema
-from icelake.sources.postgres.pgoutput import Decoder, RelationMessage
+from icelake.sources.postgres.pgoutput import Decoder, Raw, RelationMessage
 from icelake.sources.postgres.session import connect, explain, explain_state, readable, run, session
 
 _XLOG_DATA, _KEEPALIVE = ord("w"), ord("k")
@@ -69,7 +69,15 @@ class PgStream:
     """
 
     def __init__(
-        self, dsn: str, slot: str, publication: str, start: int, held: Mapping[int, Relation], *, buffer_bytes: int = 1 << 26
+        self,
+        dsn: str,
+        slot: str,
+        publication: str,
+        start: int,
+        held: Mapping[int, Relation],
+        parked: Mapping[int, Relation] | None = None,
+        *,
+        buffer_bytes: int = 1 << 26,
     ) -> None:
         """Start replication; nothing is received, and nothing told to the server, before ``receive``."""
         self._dsn = dsn
@@ -77,6 +85,7 @@ class PgStream:
         self._publication = publication
         self._start = start
         self._held = held
+        self._parked = parked or {}
         self._held_names = {relation.id for relation in held.values()}
         self._capacity = buffer_bytes
         self._decoder = Decoder(self._agree)
@@ -183,7 +192,8 @@ class PgStream:
                 error.code,
                 error.what,
                 f"{error.why}; the change that brought it stays in the source's log, whatever the row holds by now",
-                "nothing past it was confirmed: change the value in PostgreSQL, then load the tables again into a new lake",
+                "say what such values become (out_of_range in the project file), then `icelake resume` the table",
+                table=error.table,
             )
             self._give_up(lasting)
             raise lasting from None
@@ -418,7 +428,7 @@ class PgStream:
     def _announced(self, message: memoryview) -> None:
         """A relation message: note a table the lake does not hold. One that bears the name of a held table is not let pass so."""
         oid = int.from_bytes(message[1:5], "big")
-        if oid in self._held:
+        if oid in self._held or oid in self._parked:
             return
         namespace, name, _ = bytes(message[5:]).split(b"\0", 2)
         called = (namespace.decode() or "pg_catalog", name.decode())
@@ -488,11 +498,14 @@ class PgStream:
 
     # ----------------------------------------------------------------------------------------------------------- relations
 
-    def _agree(self, message: RelationMessage) -> Relation:
+    def _agree(self, message: RelationMessage) -> Relation | Raw:
         """The relation the lake holds for a relation message. Raises UnsupportedTable unless message, catalog and lake agree.
 
         The message has no attnums, so they come from pg_attribute now, and count only if names and types are the message's.
         """
+        if (parked := self._parked.get(message.oid)) is not None:
+            with session(self._dsn, "cannot look up a table") as server:
+                return Raw(parked.id, _attnums(parked, schema.published_columns(server, message.oid), message))
         with session(self._dsn, "cannot look up a table") as server:
             now = schema.describe_oid(server, message.oid)
         by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
@@ -501,6 +514,15 @@ class PgStream:
         schema.must_be(held, now, doing)
         schema.raise_if_changed(held, _disagreement(held, message), doing)
         return held
+
+
+def _attnums(held: Relation, now: Sequence[tuple[int, str, int, int]], message: RelationMessage) -> tuple[int, ...] | None:
+    """Which columns a message's columns are: the lake's if names and types are the lake's, the catalog's if they are the
+    catalog's; None if they are neither's, or both's and these are different columns (one was dropped and made again)."""
+    told = [(column.name, column.type_oid, column.typmod) for column in message.columns]
+    lake = [(c.attnum, c.name, c.type_oid, c.typmod) for c in sorted(held.columns, key=lambda column: column.attnum)]
+    found = {tuple(c[0] for c in columns) for columns in (lake, now) if [c[1:] for c in columns] == told}
+    return found.pop() if len(found) == 1 else None
 
 
 def _disagreement(held: Relation, message: RelationMessage) -> list[str]:

@@ -1,0 +1,90 @@
+"""Rows of the lake that are no longer trusted, compared with the source range by range; only what differs is written.
+
+It is loading, of a range the lake has rows of (docs/protocol.md, Load, join, repair): the rows come from the same snapshot with the
+same consistent point L, and a row that is there already, value for value, stays where it is. Rows keep their row ids. Memory: a bit
+for every row the lake has, and the batches at hand.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from icelake.ingest.followed import Followed
+from icelake.ingest.keyorder import sortable
+from icelake.model.load import Bound
+from icelake.tables.keys import hash_rows
+from icelake.tables.table import one_batch
+
+
+class Mending:
+    """One range of a table whose running batch is empty. Feed it all rows of the range, then ``finish``."""
+
+    def __init__(self, followed: Followed) -> None:
+        self._followed = followed
+        self._seen = {no: np.zeros(file.record_count, np.bool_) for no, file in followed.table.files.items()}
+        self.added = self.changed = self.removed = 0
+
+    def rows(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """Compare and mend; how many rows the source has."""
+        return sum(self._batch(batch) for batch in batches)
+
+    def _batch(self, batch: pa.RecordBatch) -> int:
+        followed, n = self._followed, batch.num_rows
+        if not n:
+            return 0
+        table, seed = followed.table, followed.index.seed
+        keys = followed._hash(batch.select(list(followed.relation.key)))
+        file_no, position, row_id = followed.index.lookup(keys)
+        there = np.flatnonzero(file_no >= 0)
+        new = np.flatnonzero(file_no < 0)
+        for no in np.unique(file_no[there]):
+            if int(no) not in self._seen:
+                raise followed.error("rows of a range that is being compared came twice")
+            self._seen[int(no)][position[there[file_no[there] == no]]] = True
+        if len(there):
+            names = [column.name for column in followed.relation.columns]
+            stored = one_batch(table.read(file_no[there], position[there], names))
+            unlike = there[(hash_rows(batch.take(there), seed) != hash_rows(stored, seed)).any(axis=1)]
+            if len(unlike):
+                ids = row_id[unlike].copy()
+                for at in np.flatnonzero(ids < 0):
+                    ids[at] = table.files[int(file_no[unlike[at]])].first_row_id + position[unlike[at]]
+                followed._begin().delete(file_no[unlike], position[unlike])
+                followed._append(batch.take(unlike), keys[unlike], ids)
+                self.changed += len(unlike)
+        if len(new):
+            followed._append(batch.take(new), keys[new], np.full(len(new), -1, np.int64))
+            self.added += len(new)
+        return n
+
+    def finish(self, lower: Bound | None, upper: Bound | None) -> None:
+        """Rows of the range that the source did not give leave the lake. The range is known to be between these bounds now."""
+        followed = self._followed
+        for no, seen in self._seen.items():
+            positions = self._live(no)
+            unseen = positions[~seen[positions]]
+            if not len(unseen):
+                continue
+            keys = one_batch(followed.table.read(np.full(len(unseen), no), unseen, list(followed.relation.key)))
+            inside = np.flatnonzero(self._inside(keys, lower, upper))
+            if len(inside):
+                followed._begin().delete(np.full(len(inside), no, np.int32), unseen[inside])
+                followed.index.remove(followed._hash(keys.take(inside)))
+                self.removed += len(inside)
+
+    def _live(self, no: int) -> npt.NDArray[np.int64]:
+        file = self._followed.table.files[no]
+        live = np.ones(file.record_count, np.bool_)
+        if file.deletes is not None:
+            live[np.fromiter(file.deletes, np.int64, len(file.deletes))] = False
+        return np.flatnonzero(live).astype(np.int64)
+
+    def _inside(self, keys: pa.RecordBatch, lower: Bound | None, upper: Bound | None) -> npt.NDArray[np.bool_]:
+        if lower is None and upper is None:
+            return np.ones(keys.num_rows, np.bool_)
+        order = self._followed.order
+        low = None if lower is None else (order(lower[0]), lower[1])
+        high = None if upper is None else (order(upper[0]), upper[1])
+        return np.array([(low is None or (key, 1) > low) and (high is None or (key, 1) <= high) for key in sortable(keys)], np.bool_)
