@@ -481,7 +481,8 @@ def _in_contract(text: str, kind: Primitive) -> bool:
     if kind.decimal is not None:
         value = decimal.Decimal(text)
         precision, scale = kind.decimal
-        return value.is_finite() and abs(value) < decimal.Decimal(10) ** (precision - scale) and value == _scaled(value, scale)
+        limit = decimal.Decimal(1).scaleb(precision - scale)
+        return value.is_finite() and value.copy_abs() < limit and value == _scaled(value, scale)
     if kind.name == "time":
         return not text.startswith("24:")
     return kind.name not in ("date", "timestamp", "timestamptz") or text not in ("infinity", "-infinity")

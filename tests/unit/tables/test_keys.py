@@ -292,7 +292,7 @@ def test_nothing_hides_in_a_null() -> None:
     hashes = hash_rows(batch(l=lists, s=structs), SEED)
     clean = rows_of([parse("list<int>"), parse("struct<a: int>")], [([1, 2], {"a": 1}), (None, None)])
     assert (hashes == hash_rows(clean, SEED)).all()
-    different = [(None,), ([],), ([None],), ([None, None],), ([[]],), ([[None]],)]
+    different: list[tuple[Any, ...]] = [(None,), ([],), ([None],), ([None, None],), ([[]],), ([[None]],)]
     assert len({row.tobytes() for row in hash_rows(rows_of([parse("list<list<int>>")], different), SEED)}) == len(different)
 
 
