@@ -20,6 +20,8 @@ class Column:
     nullable: bool = True
     out_of_range: Literal["error", "null"] = "error"
     """What a value that PostgreSQL can hold and ``iceberg`` cannot becomes; on key columns always an error."""
+    default: str | None = None
+    """PostgreSQL's text of the constant that rows from before the column have (its missing value); None: null."""
 
 
 @dataclass(frozen=True, slots=True)

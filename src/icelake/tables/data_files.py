@@ -1,14 +1,16 @@
 """Data files: rows as Parquet with the column metrics Iceberg plans by, and rows back from them.
 
-Promises field ids on every column, Parquet types as the spec maps them (Iceberg spec, Appendix A, Parquet), and bounds that
-hold (Appendix D, single-value serialization): strings and binaries cut to 16 with the upper bound rounded up, NaN never in a
-bound, zeros bounded by -0.0 and 0.0. Columns are found by field id, so a rename does not matter. Reading raises Corrupt when
-a file is not the one its manifest entry describes; writing raises Corrupt on a null where the schema has none.
+Promises field ids on every field, nested ones too, Parquet types as the spec maps them (Iceberg spec, Appendix A, Parquet), and
+bounds that hold (Appendix D, single-value serialization): strings and binaries cut to 16 with the upper bound rounded up, NaN never
+in a bound, zeros bounded by -0.0 and 0.0. Counts and bounds are those of columns and of struct fields; what is inside lists and maps
+has none, as Iceberg's own writer does it, for a row has many such values. Columns are found by field id, so a rename does not
+matter, and one that a file is too old for reads as its default. Reading raises Corrupt when a file is not the one its manifest entry
+describes; writing raises Corrupt on a null where the schema has none.
 """
 
 import decimal
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -20,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from icelake.errors import Corrupt
+from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType, parse
 from icelake.ports import Storage
 from icelake.tables.manifests import DATA, Record
 from icelake.tables.schema import field_id
@@ -33,6 +36,9 @@ _GROUP_ROWS = 1 << 17
 _SAMPLE = 2048
 _BOUND_LENGTH = 16
 """Characters of a string bound, bytes of a binary one."""
+_STATISTICS_LENGTH = 1 << 20
+"""Bytes of a value from which on its column has no statistics in the footer: the writer keeps many copies of it for them, and then
+leaves them out anyway."""
 _FOOTERS = 256
 
 _I32, _I64, _F32, _F64 = Struct("<i"), Struct("<q"), Struct("<f"), Struct("<d")
@@ -53,7 +59,7 @@ def in_file(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, extra: Sequence[
     arrays: list[Any] = []
     for field, column in zip(schema, [*rows.columns, *extra], strict=True):
         if column.type != field.type:
-            column = _as_uuid(column) if field.type == pa.uuid() else column.cast(field.type)
+            column = column.cast(field.type)
         if not field.nullable and column.null_count:
             raise Corrupt(
                 "NULL_IN_REQUIRED",
@@ -67,6 +73,12 @@ def in_file(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, extra: Sequence[
 
 def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
     """``table`` (in a file schema) as Parquet. ``types``: Iceberg types of its leading columns, those that get metrics."""
+    kinds = [*map(parse, types), *([None] * (table.num_columns - len(types)))]
+    leaves = [
+        leaf
+        for field, kind, column in zip(table.schema, kinds, table.columns, strict=True)
+        for leaf in _leaves(field, field.name, kind, column if kind is not None else None)
+    ]
     out = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -74,24 +86,27 @@ def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
         row_group_size=_group_rows(table),
         compression="zstd",
         compression_level=1,
-        use_dictionary=_repetitive(table),
+        use_dictionary=_repetitive(leaves, table.num_rows),
+        write_statistics=[leaf.path for leaf in leaves if not leaf.repeated and _longest(leaf.values) < _STATISTICS_LENGTH],
         store_decimal_as_integer=True,
         store_schema=False,
     )
     data = out.getvalue()
     footer = pq.ParquetFile(pa.BufferReader(data)).metadata
-    ids = [field_id(field) for field in table.schema]
-    sizes = dict.fromkeys(ids, 0)
+    sizes = dict.fromkeys((leaf.field_id for leaf in leaves), 0)
     splits = []
     for number in range(footer.num_row_groups):
         group = footer.row_group(number)
-        for place, ident in enumerate(ids):
+        for place, leaf in enumerate(leaves):
             chunk = group.column(place)
-            sizes[ident] += chunk.total_compressed_size
+            sizes[leaf.field_id] += chunk.total_compressed_size
             if not place:
                 splits.append(chunk.dictionary_page_offset or chunk.data_page_offset)
     values, nulls, nans, lowers, uppers = [], [], [], [], []
-    for ident, kind, column in zip(ids, types, table.columns, strict=False):
+    for leaf in leaves:
+        if leaf.values is None:
+            continue
+        ident, kind, column = leaf.field_id, leaf.type, leaf.values
         values.append({"key": ident, "value": table.num_rows})
         nulls.append({"key": ident, "value": column.null_count})
         if kind in ("float", "double"):
@@ -118,23 +133,55 @@ def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
     return Encoded(data, record, footer)
 
 
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A Parquet column: its field id and its path; where it gets metrics also its Iceberg type and its values, one a row."""
+
+    field_id: int | None
+    path: str
+    repeated: bool = False
+    type: str = ""
+    values: Any = None
+
+
+def _leaves(field: "pa.Field[Any]", path: str, kind: IcebergType | None, values: Any) -> Iterator[_Leaf]:
+    """The leaves of a column in Parquet's order. ``kind`` is None for a column without metrics, ``values`` inside lists and maps."""
+    inner: Any = field.type
+    match kind:
+        case ListType(element):
+            yield from _leaves(inner.value_field, f"{path}.list.element", element, None)
+        case MapType(key, value):
+            yield from _leaves(inner.key_field, f"{path}.key_value.key", key, None)
+            yield from _leaves(inner.item_field, f"{path}.key_value.value", value, None)
+        case StructType(fields):
+            for place, (name, part) in enumerate(fields):
+                # Null where the struct is, as the footer counts it.
+                below = None if values is None else pc.struct_field(values, [place])
+                yield from _leaves(inner.field(place), f"{path}.{name}", part, below)
+        case Primitive(name):
+            yield _Leaf(field_id(field), path, values is None, name, values)
+        case None:
+            yield _Leaf(field_id(field), path)
+
+
 def _group_rows(table: pa.Table) -> int:
-    if table.num_rows <= 1024:
-        return 1024
-    width = max(1, table.nbytes // table.num_rows)
-    return int(min(_GROUP_ROWS, max(1024, _GROUP_BYTES // width)))
+    # Down to one row: a delta that needs one wide value must not read a file full of them.
+    width = max(1, table.nbytes // max(1, table.num_rows))
+    return int(min(_GROUP_ROWS, max(1, _GROUP_BYTES // width)))
 
 
-def _repetitive(table: pa.Table) -> Any:
+def _repetitive(leaves: Sequence[_Leaf], rows: int) -> Any:
     # Dictionaries pay only where values repeat; in small files and on keys they cost time and space.
-    if table.num_rows < _SAMPLE:
+    if rows < _SAMPLE:
         return False
-    names = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    return [name for name in names if _distinct(table.column(name).slice(0, _SAMPLE)) <= _SAMPLE // 16] or False
+    strings = [leaf for leaf in leaves if leaf.type == "string" and leaf.values is not None]
+    return [leaf.path for leaf in strings if _distinct(leaf.values.slice(0, _SAMPLE)) <= _SAMPLE // 16] or False
 
 
-def _chunked(chunks: Any, kind: Any) -> Any:
-    return pa.chunked_array(chunks, kind)
+def _longest(column: Any) -> int:
+    if column is None or not (pa.types.is_string(column.type) or pa.types.is_binary(column.type)):
+        return 0
+    return int(pc.max(pc.binary_length(column)).as_py() or 0)
 
 
 def _nans(column: Any) -> int:
@@ -144,13 +191,6 @@ def _nans(column: Any) -> int:
 
 def _distinct(column: Any) -> int:
     return int(pc.count_distinct(column).as_py())
-
-
-def _as_uuid(column: Any) -> Any:
-    if isinstance(column, pa.ChunkedArray):
-        chunks: list[Any] = [pa.ExtensionArray.from_storage(pa.uuid(), chunk.cast(pa.binary(16))) for chunk in column.chunks]
-        return _chunked(chunks, pa.uuid())
-    return pa.ExtensionArray.from_storage(pa.uuid(), column.cast(pa.binary(16)))
 
 
 # --------------------------------------------------------------------------------------------------------------- bounds
@@ -237,6 +277,8 @@ class Wanted:
     field_id: int
     name: str
     type: pa.DataType
+    default: "pa.Scalar[Any] | None" = None
+    """What rows of a file without the field have (Iceberg spec, Default Values), of ``type``; None: null."""
 
 
 class DataFiles:
@@ -256,7 +298,7 @@ class DataFiles:
         self._footers.pop(path, None)
 
     def read(self, path: str, rows: int, columns: Sequence[Wanted]) -> pa.Table:
-        """All rows of a file of ``rows`` rows. A column the file has not is null."""
+        """All rows of a file of ``rows`` rows. A column the file has not is its default."""
         return self._read(path, rows, columns, lambda file, names: file.read(columns=names, use_threads=False))
 
     def take(self, path: str, rows: int, columns: Sequence[Wanted], positions: npt.NDArray[np.int64]) -> pa.Table:
@@ -278,7 +320,7 @@ class DataFiles:
                 for number in range(len(lengths))
                 if cuts[number] < cuts[number + 1]
             ]
-            return pa.concat_tables(parts) if parts else file.schema_arrow.empty_table()
+            return pa.concat_tables(parts) if parts else file.read_row_group(0, columns=names, use_threads=False).slice(0, 0)
 
         return self._read(path, rows, columns, some)
 
@@ -304,11 +346,10 @@ class DataFiles:
         arrays: list[Any] = []
         for column in columns:
             if column.field_id not in names:
-                arrays.append(pa.array([None] * found.num_rows, column.type))
+                missing: Any = pa.scalar(None, column.type) if column.default is None else column.default
+                arrays.append(pa.repeat(missing, found.num_rows))
                 continue
             values: Any = found.column(names[column.field_id])
-            if isinstance(values.type, pa.BaseExtensionType):
-                values = _chunked([chunk.storage for chunk in values.chunks], values.type.storage_type)
             arrays.append(values if values.type == column.type else values.cast(column.type))
         return pa.Table.from_arrays(arrays, schema=pa.schema([(column.name, column.type) for column in columns]))
 

@@ -1,17 +1,18 @@
-"""128-bit keyed hashes of keys, the same for a key in every process that has the seed.
+"""128-bit keyed hashes of keys and of whole rows, the same for a key or row in every process that has the seed.
 
 Promises: equal keys have equal hashes, and unequal keys of one table have unequal ones as far as 128 bits and a secret seed go
 (SipHash-2-4-128, Aumasson and Bernstein 2012). A single int or long key is not hashed: its hash *is* the value, so such keys
 can never collide. An int and a long, or a float and a double, of the same value are the same key, so a widened column keeps its
-hashes.
+hashes. Keys are equal as PostgreSQL has it (0.0 is -0.0); rows are equal if every value of theirs is the same value.
 Never compiles at import; the first call loads numba's cache. Fails with ``UnsupportedTable`` on a type that is no key.
 
 The encoding under the hash is a sequence of 64-bit words: per column a header word (0 for null, 1 for a value of fixed width,
 2 + length in bytes for text and binary), then the value, little-endian and padded with zeros. It can be read back unambiguously
-for a given table, so values cannot run into one another.
+for a given table, so values cannot run into one another. Inside a row, a struct is one value of 16 bytes, the hash of its fields; a
+list is 2 + its length and the hashes of its elements; a map is the list of its entries, ordered by their hashes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,32 @@ def hash_keys(keys: pa.RecordBatch, seed: tuple[int, int]) -> Hashes:
     Raises UnsupportedTable for a column type that ``ports.arrow_type`` does not give.
     """
     n = keys.num_rows
-    out = np.empty((n, 2), np.uint64)
     columns = keys.columns
     if len(columns) == 1 and pa.types.is_signed_integer(columns[0].type):
         column = columns[0]
+        out = np.empty((n, 2), np.uint64)
         if n:
             _plain(_fixed(column), *_validity(column), out)
         return out
     if not columns:
         raise UnsupportedTable("KEY_MISSING", "a key without columns", "rows cannot be told apart", "give the table a primary key")
+    for column in columns:
+        if pa.types.is_nested(column.type):
+            raise _no_key(column.type)
+    return _hash(columns, n, seed, exact=False)
+
+
+def hash_rows(rows: pa.RecordBatch, seed: tuple[int, int]) -> Hashes:
+    """One hash a row of all columns, nested ones too, in their order: uint64 [n, 2]. ``seed``: two 64-bit numbers.
+
+    Two rows have one hash only if every value is the same: null is only null, -0.0 is not 0.0, all NaNs are one, and maps are the
+    same whatever the order of their entries. Raises UnsupportedTable for a column type that ``ports.arrow_type`` does not give.
+    """
+    return _hash(rows.columns, rows.num_rows, seed, exact=True)
+
+
+def _hash(columns: Sequence["pa.Array[Any]"], n: int, seed: tuple[int, int], *, exact: bool) -> Hashes:
+    out = np.empty((n, 2), np.uint64)
     if not n:
         return out
     state = np.empty((n, 5), np.uint64)
@@ -62,10 +80,23 @@ def hash_keys(keys: pa.RecordBatch, seed: tuple[int, int]) -> Hashes:
             _absorb_bytes(state, *_text(column, np.dtype(np.int64)), *_validity(column))
         elif pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal128(kind):
             _absorb_wide(state, _wide(column), *_validity(column))
+        elif pa.types.is_struct(kind):
+            _absorb_wide(state, _read_only(_hash(_parts(column), n, seed, exact=exact)), *_validity(column))
+        elif pa.types.is_list(kind) or pa.types.is_map(kind):
+            offsets, below = _elements(column)
+            hashes = _hash([below], len(below), seed, exact=exact)
+            if pa.types.is_map(kind):
+                row = np.repeat(np.arange(n), np.diff(offsets))
+                hashes = hashes[np.lexsort((hashes[:, 1], hashes[:, 0], row))]
+            _absorb_list(state, _read_only(offsets), _read_only(hashes), *_validity(column))
         else:
-            _absorb_word(state, _fixed(column), *_validity(column))
+            _absorb_word(state, _fixed(column, exact=exact), *_validity(column))
     _finish(state, out)
     return out
+
+
+def _no_key(kind: pa.DataType) -> UnsupportedTable:
+    return UnsupportedTable("KEY_TYPE", f"a key column of type {kind}", "such values have no canonical form here", "choose another key")
 
 
 # -------------------------------------------------------------------------------- Arrow arrays as read-only numpy arrays
@@ -89,8 +120,25 @@ def _validity(column: "pa.Array[Any]") -> tuple[npt.NDArray[Any], int]:
     return _view(column.buffers()[0], np.dtype(np.uint8), start, (skip + len(column) + 7) // 8), skip
 
 
-def _fixed(column: "pa.Array[Any]") -> npt.NDArray[Any]:
-    """Values of at most 64 bits as int64; floats as the bits of a canonical double."""
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array = np.ascontiguousarray(array).reshape(-1)
+    array.flags.writeable = False
+    return array
+
+
+def _parts(column: Any) -> list[Any]:
+    """The fields of a struct array, row by row its own."""
+    return [column.field(place) for place in range(column.type.num_fields)]
+
+
+def _elements(column: Any) -> tuple[npt.NDArray[np.int64], Any]:
+    """(offsets [n + 1], from 0; all elements) of a list array; of a map, whose elements are structs of key and value."""
+    offsets = _view(column.buffers()[1], np.dtype(np.int32), column.offset, len(column) + 1).astype(np.int64)
+    return offsets - offsets[0], column.values.slice(offsets[0], offsets[-1] - offsets[0])
+
+
+def _fixed(column: "pa.Array[Any]", *, exact: bool = False) -> npt.NDArray[Any]:
+    """Values of at most 64 bits as int64; floats as the bits of a canonical double. ``exact``: which keeps the sign of zero."""
     kind, n, at = column.type, len(column), column.offset
     values: npt.NDArray[Any]
     if pa.types.is_boolean(kind):
@@ -103,12 +151,14 @@ def _fixed(column: "pa.Array[Any]") -> npt.NDArray[Any]:
         values = _view(column.buffers()[1], np.dtype(np.int32), at, n).astype(np.int64)
     elif pa.types.is_float32(kind) or pa.types.is_float64(kind):
         dtype = np.dtype(np.float32) if pa.types.is_float32(kind) else np.dtype(np.float64)
-        # 0.0 and -0.0 are one key to PostgreSQL, and so are all NaNs.
-        floats = _view(column.buffers()[1], dtype, at, n).astype(np.float64) + 0.0
+        floats = _view(column.buffers()[1], dtype, at, n).astype(np.float64)
+        if not exact:
+            # 0.0 and -0.0 are one key to PostgreSQL, and so are all NaNs.
+            floats += 0.0
         floats[np.isnan(floats)] = np.nan
         values = floats.view(np.int64)
     else:
-        raise UnsupportedTable("KEY_TYPE", f"a key column of type {kind}", "such values have no canonical form here", "choose another key")
+        raise _no_key(kind)
     values.flags.writeable = False
     return values
 
@@ -220,6 +270,17 @@ def _absorb_wide(state, values, bitmap, skip):  # type: ignore[no-untyped-def]
             _absorb(state, row, np.uint64(1))
             _absorb(state, row, values[2 * row])
             _absorb(state, row, values[2 * row + 1])
+
+
+@kernel
+def _absorb_list(state, offsets, hashes, bitmap, skip):  # type: ignore[no-untyped-def]
+    for row in range(state.shape[0]):
+        if _null(bitmap, skip + row):
+            _absorb(state, row, np.uint64(0))
+            continue
+        _absorb(state, row, np.uint64(2 + offsets[row + 1] - offsets[row]))
+        for at in range(2 * offsets[row], 2 * offsets[row + 1]):
+            _absorb(state, row, hashes[at])
 
 
 @kernel

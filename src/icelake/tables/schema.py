@@ -1,19 +1,27 @@
-"""A source relation as an Iceberg schema, and back.
+"""A source relation as an Iceberg schema, and back; and how a table's schema follows its source.
 
 Promises that ``relation_of(metadata of a table made from iceberg_schema and table_properties) == relation``, and that a column
-is found by its field id, never by its name. Never changes a type silently. Fails with UnsupportedTable when the names cannot
-be columns of one Iceberg table, and with Corrupt when a table's metadata is not what was written here.
+is found by its field id, never by its name. Never changes a type silently, and never gives a field id out twice. Fails with
+UnsupportedTable when the names cannot be columns of one Iceberg table or a change cannot be followed, and with Corrupt when a
+table's metadata is not what was written here.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import datetime as dt
+import decimal
+import itertools
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 
 from icelake.errors import Corrupt, UnsupportedTable
 from icelake.model.relation import Column, Relation
+from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType, parse
 from icelake.ports import Json, arrow_type
 
 RELATION = "icelake.relation"
@@ -26,47 +34,116 @@ LAST_UPDATED_FIELD = 2147483539
 """Reserved fields of row lineage (Iceberg spec, Reserved Field IDs)."""
 
 _FIELD_ID = b"PARQUET:field_id"
+_EXACT = decimal.Context(prec=80)
 
 
 def iceberg_schema(relation: Relation) -> Json:
-    """The schema (Iceberg spec, Appendix C) a table of this relation is made with: field ids 1..n in column order.
+    """The schema (Iceberg spec, Appendix C) a table of this relation is made with.
 
-    Key columns that are NOT NULL are required. They are the identifier fields only if all of the key may be (required, and no
-    floating point: spec, Identifier Field IDs).
+    Columns have the field ids 1..n in their order; nested fields follow, column by column. Key columns that are NOT NULL are
+    required, and so are the keys of maps; nothing else is. Raises UnsupportedTable.
     """
-    seen: dict[str, str] = {ROW_ID: ROW_ID, LAST_UPDATED: LAST_UPDATED}
-    fields: list[Json] = []
-    identifiers: list[int] = []
-    for number, column in enumerate(relation.columns, start=1):
-        other = seen.setdefault(column.name.lower(), column.name)
-        if other != column.name or column.name in (ROW_ID, LAST_UPDATED):
-            raise UnsupportedTable(
-                "TABLE_COLUMN_NAMES",
-                f"{relation.id} has a column {column.name!r} that engines cannot tell from {other!r}",
-                "Spark, Trino and DuckDB ignore the case of column names, and Iceberg v3 reserves the names of row lineage",
-                "rename the column in PostgreSQL, or leave the table out",
-            )
-        key = column.name in relation.key
-        fields.append(
-            {
-                "id": number,
-                "name": column.name,
-                "required": key and not column.nullable,
-                "type": column.iceberg,
-                "doc": column.pg_type,
-            }
-        )
-        if key:
-            identifiers.append(number)
-    schema: Json = {"type": "struct", "schema-id": 0, "fields": fields}
-    key_fields = [fields[number - 1] for number in identifiers]
+    ids = itertools.count(len(relation.columns) + 1)
+    fields: list[Json] = [
+        {
+            "id": number,
+            "name": column.name,
+            "required": column.name in relation.key and not column.nullable,
+            "type": _numbered(parse(column.iceberg), ids),
+            "doc": column.pg_type,
+        }
+        for number, column in enumerate(relation.columns, start=1)
+    ]
+    return _schema(relation, fields)
+
+
+def _schema(relation: Relation, fields: Sequence[Json]) -> Json:
+    """The key columns are the identifier fields only if all of the key may be (required, and no floating point: spec, Identifier
+    Field IDs)."""
+    _check_names(relation)
+    schema: Json = {"type": "struct", "schema-id": 0, "fields": list(fields)}
+    key_fields = [field for field in fields if field["name"] in relation.key]
     if all(field["required"] and field["type"] not in ("float", "double") for field in key_fields):
-        schema["identifier-field-ids"] = identifiers
+        schema["identifier-field-ids"] = [field["id"] for field in key_fields]
     return schema
 
 
-def table_properties(relation: Relation) -> dict[str, str]:
-    """The properties such a table is made with; they hold all of the relation that its schema does not."""
+def _check_names(relation: Relation) -> None:
+    """Iceberg finds a field by its whole path (``address.street``, ``tags.element``), and engines ignore case."""
+    seen: dict[str, str] = {ROW_ID: ROW_ID, LAST_UPDATED: LAST_UPDATED}
+    for path in itertools.chain.from_iterable(_paths(column.name, parse(column.iceberg)) for column in relation.columns):
+        other = seen.get(path.lower())
+        if other is not None:
+            raise UnsupportedTable(
+                "TABLE_COLUMN_NAMES",
+                f"{relation.id} has a column {path!r} that engines cannot tell from {other!r}",
+                "Spark, Trino and DuckDB ignore the case of names, Iceberg joins the names of nested fields by dots, and v3 reserves the "
+                "names of row lineage",
+                "rename the column (or the attribute of its type) in PostgreSQL, or leave the table out",
+            )
+        seen[path.lower()] = path
+
+
+def _paths(path: str, kind: IcebergType) -> Iterator[str]:
+    yield path
+    match kind:
+        case ListType(element):
+            yield from _paths(f"{path}.element", element)
+        case MapType(key, value):
+            yield from _paths(f"{path}.key", key)
+            yield from _paths(f"{path}.value", value)
+        case StructType(fields):
+            for name, part in fields:
+                yield from _paths(f"{path}.{name}", part)
+
+
+def _numbered(kind: IcebergType, ids: Iterator[int]) -> Any:
+    """A type in JSON (spec, Appendix C), with field ids: those of one level before those below it."""
+    match kind:
+        case Primitive(name):
+            return name
+        case ListType(element):
+            return {"type": "list", "element-id": next(ids), "element-required": False, "element": _numbered(element, ids)}
+        case MapType(key, value):
+            key_id, value_id = next(ids), next(ids)
+            return {
+                "type": "map",
+                "key-id": key_id,
+                "key": _numbered(key, ids),
+                "value-id": value_id,
+                "value-required": False,
+                "value": _numbered(value, ids),
+            }
+        case StructType(fields):
+            numbers = [next(ids) for _ in fields]
+            return {
+                "type": "struct",
+                "fields": [
+                    {"id": number, "name": name, "required": False, "type": _numbered(part, ids)}
+                    for number, (name, part) in zip(numbers, fields, strict=True)
+                ],
+            }
+
+
+def _unnumbered(kind: Any) -> IcebergType:
+    """The inverse of ``_numbered``. Raises KeyError, TypeError or ValueError for what it never gives."""
+    if isinstance(kind, str):
+        return Primitive(kind)
+    match kind["type"]:
+        case "list" if not kind["element-required"]:
+            return ListType(_unnumbered(kind["element"]))
+        case "map" if not kind["value-required"]:
+            return MapType(_unnumbered(kind["key"]), _unnumbered(kind["value"]))
+        case "struct" if not any(field["required"] for field in kind["fields"]):
+            return StructType(tuple((field["name"], _unnumbered(field["type"])) for field in kind["fields"]))
+    raise ValueError(f"{kind['type']} is no nested type, or requires what is optional")
+
+
+def table_properties(relation: Relation, ids: Sequence[int] = ()) -> dict[str, str]:
+    """The properties such a table is made with; they hold all of the relation that its schema does not.
+
+    ``ids``: the field ids of the columns, if they are not those of a new table.
+    """
     columns = [
         {
             "field-id": number,
@@ -78,8 +155,9 @@ def table_properties(relation: Relation) -> dict[str, str]:
             "iceberg": column.iceberg,
             "nullable": column.nullable,
             "out-of-range": column.out_of_range,
+            "default": column.default,
         }
-        for number, column in enumerate(relation.columns, start=1)
+        for number, column in zip(ids or range(1, len(relation.columns) + 1), relation.columns, strict=True)
     ]
     document = {
         "oid": relation.oid,
@@ -101,6 +179,19 @@ def table_properties(relation: Relation) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaf:
+    """A primitive somewhere in a schema: one column of a Parquet file, in the file's order."""
+
+    field_id: int
+    path: str
+    """Names joined by dots, for messages."""
+    type: str
+    """The Iceberg type."""
+    repeated: bool
+    """Whether it is inside a list or map, so that a row has any number of values."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fields:
     """The current schema of a table, for writing and reading its Parquet files."""
 
@@ -109,19 +200,18 @@ class Fields:
     ids: Mapping[str, int]
     """Column name -> field id, in column order."""
     plain: pa.Schema
-    """The Arrow schema data files are written with (field ids, uuid as its logical type)."""
+    """The Arrow schema data files are written with (field ids on every level, uuid as its logical type)."""
     lineage: pa.Schema
     """``plain`` with the two columns of row lineage at the end."""
-    read_back: tuple[pa.Schema, pa.Schema]
-    """``plain`` and ``lineage`` as a footer's schema gives them, which knows uuid as 16 bytes only."""
+    leaves: tuple[Leaf, ...]
+    """Of ``plain``."""
+    defaults: Mapping[str, "pa.Scalar[Any]"]
+    """Column name -> what rows of files from before the column have, in the type of ``ports.arrow_type``; null if it is left out."""
 
 
 def fields_of(metadata: Json) -> Fields:
     """What a table's data files look like now. Raises Corrupt if schema and ``icelake.relation`` do not belong together."""
-    current = metadata["current-schema-id"]
-    schema = next((s for s in metadata["schemas"] if s["schema-id"] == current), None)
-    if schema is None:
-        raise _corrupt(f"there is no schema {current}")
+    schema = _current_schema(metadata)
     text = metadata.get("properties", {}).get(RELATION)
     if text is None:
         raise _corrupt(f"the table has no property {RELATION}")
@@ -138,39 +228,47 @@ def fields_of(metadata: Json) -> Fields:
             key_is_ordered=document["key-is-ordered"],
             identity=document["identity"],
         )
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        leaves = tuple(leaf for field in schema["fields"] for leaf in _leaves(field["id"], field["name"], field["type"], False))
+        plain = [_file_field(field["name"], field["type"], not field["required"], field["id"]) for field in schema["fields"]]
+        defaults = {
+            field["name"]: _default_scalar(field["initial-default"], field["type"])
+            for field in schema["fields"]
+            if field.get("initial-default") is not None
+        }
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, decimal.InvalidOperation) as error:
         raise _corrupt(f"{RELATION} does not describe the schema ({type(error).__name__}: {error})") from error
     names = {column.name for column in columns}
-    if len(listed) != len(columns) or not relation.key or not names.issuperset(relation.key):
+    if len(listed) != len(columns) or not names.issuperset(relation.key):
         raise _corrupt(f"{RELATION} and the schema name different columns")
-    ids = {field["name"]: field["id"] for field in schema["fields"]}
-    kinds = [file_type(field["type"]) for field in schema["fields"]]
-    plain = [
-        _arrow_field(field["name"], kind, not field["required"], field["id"]) for field, kind in zip(schema["fields"], kinds, strict=True)
-    ]
+    if bool(relation.key) != (relation.identity == "key"):
+        raise _corrupt(f"{RELATION} names the key {relation.key} for rows that are told apart by {relation.identity!r}")
     lineage = [
         _arrow_field(ROW_ID, pa.int64(), True, ROW_ID_FIELD),
         _arrow_field(LAST_UPDATED, pa.int64(), True, LAST_UPDATED_FIELD),
     ]
-    bare = [field.with_type(pa.binary(16)) if kind == pa.uuid() else field for field, kind in zip(plain, kinds, strict=True)]
     return Fields(
         relation=relation,
-        schema_id=current,
-        ids=ids,
+        schema_id=schema["schema-id"],
+        ids={field["name"]: field["id"] for field in schema["fields"]},
         plain=pa.schema(plain),
         lineage=pa.schema(plain + lineage),
-        read_back=(pa.schema(bare), pa.schema(bare + lineage)),
+        leaves=leaves,
+        defaults=defaults,
     )
+
+
+def _current_schema(metadata: Json) -> Json:
+    current = metadata["current-schema-id"]
+    for schema in metadata["schemas"]:
+        if schema["schema-id"] == current:
+            found: Json = schema
+            return found
+    raise _corrupt(f"there is no schema {current}")
 
 
 def relation_of(metadata: Json) -> Relation:
     """The relation a table mirrors: the inverse of ``iceberg_schema`` and ``table_properties``. Raises Corrupt."""
     return fields_of(metadata).relation
-
-
-def file_type(iceberg: str) -> pa.DataType:
-    """The Arrow type a column has inside a data file: that of the port, but uuid carries Parquet's UUID logical type."""
-    return pa.uuid() if iceberg == "uuid" else arrow_type(iceberg)
 
 
 def field_id(field: "pa.Field[Any]") -> int | None:
@@ -181,18 +279,51 @@ def field_id(field: "pa.Field[Any]") -> int | None:
 
 def _column(field: Mapping[str, Any], listed: Mapping[int, Mapping[str, Any]]) -> Column:
     entry = listed[field["id"]]
-    if entry["name"] != field["name"] or entry["iceberg"] != field["type"]:
-        raise _corrupt(f"field {field['id']} is {field['name']} {field['type']}, {RELATION} says {entry['name']} {entry['iceberg']}")
+    kind = str(_unnumbered(field["type"]))
+    if entry["name"] != field["name"] or entry["iceberg"] != kind:
+        raise _corrupt(f"field {field['id']} is {field['name']} {kind}, {RELATION} says {entry['name']} {entry['iceberg']}")
     return Column(
         name=field["name"],
         attnum=entry["attnum"],
         type_oid=entry["type-oid"],
         typmod=entry["typmod"],
         pg_type=entry["pg-type"],
-        iceberg=field["type"],
+        iceberg=kind,
         nullable=entry["nullable"],
         out_of_range=entry["out-of-range"],
+        default=entry["default"],
     )
+
+
+def _leaves(ident: int, path: str, kind: Any, repeated: bool) -> Iterator[Leaf]:
+    if isinstance(kind, str):
+        yield Leaf(ident, path, kind, repeated)
+    elif kind["type"] == "list":
+        yield from _leaves(kind["element-id"], f"{path}.element", kind["element"], True)
+    elif kind["type"] == "map":
+        yield from _leaves(kind["key-id"], f"{path}.key", kind["key"], True)
+        yield from _leaves(kind["value-id"], f"{path}.value", kind["value"], True)
+    else:
+        for field in kind["fields"]:
+            yield from _leaves(field["id"], f"{path}.{field['name']}", field["type"], repeated)
+
+
+def _file_field(name: str, kind: Any, nullable: bool, number: int) -> "pa.Field[Any]":
+    return _arrow_field(name, _file_type(kind), nullable, number)
+
+
+def _file_type(kind: Any) -> pa.DataType:
+    """The Arrow type a field has inside a data file: that of the port with field ids, but uuid carries Parquet's UUID logical type."""
+    if isinstance(kind, str):
+        return pa.uuid() if kind == "uuid" else arrow_type(kind)
+    if kind["type"] == "list":
+        return pa.list_(_file_field("element", kind["element"], True, kind["element-id"]))
+    if kind["type"] == "map":
+        key: Any = _file_field("key", kind["key"], False, kind["key-id"])
+        value: Any = _file_field("value", kind["value"], True, kind["value-id"])
+        entries: pa.DataType = pa.map_(key, value)
+        return entries
+    return pa.struct([_file_field(field["name"], field["type"], True, field["id"]) for field in kind["fields"]])
 
 
 def _arrow_field(name: str, kind: pa.DataType, nullable: bool, number: int) -> "pa.Field[Any]":
@@ -206,3 +337,206 @@ def _corrupt(why: str) -> Corrupt:
         why,
         "find out who changed the table; then load the tables again into a new lake",
     )
+
+
+# ------------------------------------------------------------------------------------------------------------- evolution
+
+
+def evolve(metadata: Json, relation: Relation) -> list[Json]:
+    """The updates (REST specification, TableUpdate) that make a table's schema that of its source now; none if it is already.
+
+    Columns are the same if their attnums are. Followed are added columns (optional; files from before them read as their
+    ``default``), renamed and dropped ones, and wider types (int to long, float to double, more digits of a decimal; also inside nested
+    types). A column keeps the default it came with. Raises UnsupportedTable for anything else. The caller commits them with
+    ``assert-current-schema-id`` and ``assert-last-assigned-field-id``; then ``fields_of`` the result is the relation.
+    """
+    before = _current_schema(metadata)
+    old = relation_of(metadata)
+    known = {column.attnum: (column, field) for column, field in zip(old.columns, before["fields"], strict=True)}
+    said = [(thing.id, thing.oid, thing.identity, thing.key_is_ordered, _key_attnums(thing)) for thing in (old, relation)]
+    if said[0] != said[1]:
+        raise _cannot_follow(relation, "its name, its key, or how its rows are told apart is another than in the lake")
+    ids = itertools.count(metadata["last-column-id"] + 1)
+    fresh = {column.attnum: next(ids) for column in relation.columns if column.attnum not in known}
+    bound = _bound_fields(metadata)
+    columns: list[Column] = []
+    fields: list[Json] = []
+    for column in relation.columns:
+        field: Json
+        if column.attnum in known:
+            was, field = known[column.attnum]
+            where = f"column {column.name!r} was {was.pg_type} and is {column.pg_type} now"
+            if was.out_of_range != column.out_of_range:
+                raise _cannot_follow(relation, f"the policy of column {column.name!r} for values out of contract has changed")
+            kind = _wider(field["type"], parse(column.iceberg))
+            if kind is None or (kind != field["type"] and field["id"] in bound):
+                raise _cannot_follow(relation, where)
+            required = field["required"] and not column.nullable
+            field = {**field, "name": column.name, "required": required, "type": kind, "doc": column.pg_type}
+            # What its files lack does not change with what PostgreSQL remembers, which a rewrite of the table empties.
+            column = replace(column, default=was.default)
+        else:
+            kind = _numbered(parse(column.iceberg), ids)
+            field = {"id": fresh[column.attnum], "name": column.name, "required": False, "type": kind, "doc": column.pg_type}
+            default = _default_json(relation, column)
+            if default is not None:
+                field |= {"initial-default": default, "write-default": default}
+        columns.append(column)
+        fields.append(field)
+    if bound - {field["id"] for field in fields}:
+        raise _cannot_follow(relation, "a column that the table is partitioned or sorted by was dropped")
+    relation = replace(relation, columns=tuple(columns))
+    schema = {**_schema(relation, fields), "schema-id": before["schema-id"]}
+    updates: list[Json] = []
+    if schema != before:
+        updates += ({"action": "add-schema", "schema": schema}, {"action": "set-current-schema", "schema-id": -1})
+    if relation != old:
+        text = table_properties(relation, [field["id"] for field in fields])[RELATION]
+        updates.append({"action": "set-properties", "updates": {RELATION: text}})
+    return updates
+
+
+def _key_attnums(relation: Relation) -> tuple[int, ...]:
+    return tuple(column.attnum for column in relation.key_columns)
+
+
+def _bound_fields(metadata: Json) -> set[int]:
+    """The fields that partition specs and sort orders are made of."""
+    return {
+        source
+        for thing in (*metadata.get("partition-specs", ()), *metadata.get("sort-orders", ()))
+        for field in thing["fields"]
+        for source in field.get("source-ids", [field.get("source-id")])
+    }
+
+
+def _wider(kind: Any, now: IcebergType) -> Any:
+    """A type in JSON as ``now`` with its field ids; None if a file of the one cannot be read as the other (spec, Schema Evolution)."""
+    if isinstance(kind, str):
+        if not isinstance(now, Primitive):
+            return None
+        before, after = Primitive(kind).decimal, now.decimal
+        if before is not None and after is not None:
+            return now.name if before[1] == after[1] and before[0] <= after[0] else None
+        return now.name if (kind, now.name) in _PROMOTIONS or kind == now.name else None
+    parts: list[Any]
+    match kind["type"], now:
+        case "list", ListType(element):
+            parts = [_wider(kind["element"], element)]
+            wider = {**kind, "element": parts[0]}
+        case "map", MapType(key, value):
+            parts = [_wider(kind["key"], key), _wider(kind["value"], value)]
+            wider = {**kind, "key": parts[0], "value": parts[1]}
+        case "struct", StructType(fields) if [field["name"] for field in kind["fields"]] == [name for name, _ in fields]:
+            parts = [_wider(field["type"], part) for field, (_, part) in zip(kind["fields"], fields, strict=True)]
+            wider = {**kind, "fields": [{**field, "type": part} for field, part in zip(kind["fields"], parts, strict=True)]}
+        case _:
+            return None
+    return None if None in parts else wider
+
+
+_PROMOTIONS = {("int", "long"), ("float", "double")}
+
+
+def _cannot_follow(relation: Relation, why: str) -> UnsupportedTable:
+    return UnsupportedTable(
+        "SCHEMA_CHANGE",
+        f"the definition of {relation.id} has changed in a way the lake cannot follow",
+        why,
+        "undo the change in PostgreSQL, or load the table again into a new lake",
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- defaults
+
+
+def _default_json(relation: Relation, column: Column) -> Any:
+    """``column.default`` as a JSON single value (spec, Appendix D); None for null. Raises UnsupportedTable for what has no such form.
+
+    Floats are written with the digits of the double they equal, so that the text means the same after a promotion.
+    """
+    if column.default is None:
+        return None
+    kind = parse(column.iceberg)
+    try:
+        if isinstance(kind, Primitive):
+            if not _in_contract(column.default, kind):
+                if column.out_of_range == "null":
+                    return None
+                raise ValueError("the lake's type cannot hold it")
+            return _single_value(column.default, kind)
+        why = "a default of a nested type is not followed"
+    except (ValueError, KeyError, decimal.InvalidOperation) as error:
+        why = f"{type(error).__name__}: {error}"
+    raise UnsupportedTable(
+        "COLUMN_DEFAULT",
+        f"column {column.name!r} was added to {relation.id} with a default that Iceberg has no form for",
+        f"rows from before it have the value {column.default[:80]!r} of type {column.iceberg}: {why}",
+        "add the column without a default and set it by UPDATE, or load the table again into a new lake",
+    )
+
+
+def _in_contract(text: str, kind: Primitive) -> bool:
+    """Whether the lake's type can hold a value PostgreSQL's can (README, type contract)."""
+    if kind.decimal is not None:
+        value = decimal.Decimal(text)
+        precision, scale = kind.decimal
+        limit = decimal.Decimal(1).scaleb(precision - scale)
+        return value.is_finite() and value.copy_abs() < limit and value == _scaled(value, scale)
+    if kind.name == "time":
+        return not text.startswith("24:")
+    return kind.name not in ("date", "timestamp", "timestamptz") or text not in ("infinity", "-infinity")
+
+
+def _scaled(value: decimal.Decimal, scale: int) -> decimal.Decimal:
+    return value.quantize(decimal.Decimal(1).scaleb(-scale), context=_EXACT)
+
+
+def _single_value(text: str, kind: Primitive) -> Any:
+    match kind.name:
+        case "boolean":
+            return {"t": True, "true": True, "f": False, "false": False}[text]
+        case "int" | "long":
+            return int(text)
+        case "float" | "double":
+            number = float(np.float32(text)) if kind.name == "float" else float(text)
+            if not math.isfinite(number):
+                raise ValueError("JSON has no NaN and no infinity")
+            return number
+        case "string":
+            return text
+        case "binary":
+            if not text.startswith("\\x"):
+                raise ValueError("bytea is expected in hex")
+            return bytes.fromhex(text[2:]).hex()
+        case "date":
+            return dt.date.fromisoformat(text).isoformat()
+        case "time":
+            return dt.time.fromisoformat(text).isoformat()
+        case "timestamp":
+            return dt.datetime.fromisoformat(text).isoformat()
+        case "timestamptz":
+            return dt.datetime.fromisoformat(text).astimezone(dt.UTC).isoformat()
+        case "uuid":
+            return str(uuid.UUID(text))
+    declared = kind.decimal
+    assert declared is not None
+    return f"{_scaled(decimal.Decimal(text), declared[1]):f}"
+
+
+def _default_scalar(value: Any, kind: str) -> "pa.Scalar[Any]":
+    """The inverse, as ``ports.arrow_type`` has it."""
+    match kind:
+        case "binary":
+            value = bytes.fromhex(value)
+        case "date":
+            value = dt.date.fromisoformat(value)
+        case "time":
+            value = dt.time.fromisoformat(value)
+        case "timestamp" | "timestamptz":
+            value = dt.datetime.fromisoformat(value)
+        case "uuid":
+            value = uuid.UUID(value).bytes
+        case _ if Primitive(kind).decimal is not None:
+            value = decimal.Decimal(value)
+    return pa.scalar(value, arrow_type(kind))

@@ -161,8 +161,8 @@ def stored(rows: list[Any]) -> tuple[DataFiles, MemoryStorage]:
 
 
 def test_rows_are_found_across_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_files, "_GROUP_BYTES", 1)
     rows = [(n, float(n), f"t{n}", None, None) for n in range(5000)]
+    monkeypatch.setattr(data_files, "_GROUP_BYTES", in_file(batch(SHAPE, rows), FIELDS.plain).nbytes // 5 + 5000)
     files, storage = stored(rows)
     assert pq.read_metadata(io.BytesIO(storage.files["/f"])).num_row_groups == 5
     for positions in ([0], [4999], [1023, 1024], [5, 5, 5, 2000, 4096], [], list(range(0, 5000, 7))):

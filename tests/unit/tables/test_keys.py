@@ -1,4 +1,4 @@
-"""Key hashes: against a SipHash written from its paper, over every type, with nulls, slices and awkward column boundaries."""
+"""Hashes: against a SipHash written from its paper, over every type, with nulls, slices and awkward column boundaries."""
 
 import decimal
 import random
@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from icelake.errors import UnsupportedTable
+from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType, parse
 from icelake.ports import arrow_type
-from icelake.tables.keys import hash_keys
+from icelake.tables.keys import hash_keys, hash_rows
+from tests.unit.tables.nested import TYPES, same
+from tests.unit.tables.nested import values as any_value
 
 SEED = (0x0706050403020100, 0x0F0E0D0C0B0A0908)
 MASK = (1 << 64) - 1
@@ -185,3 +190,112 @@ def test_strings_without_bytes() -> None:
     assert len(hash_keys(batch(k=pa.array([], pa.string())), SEED)) == 0
     assert (hash_keys(batch(k=pa.array(["", ""])), SEED) == np.array(siphash(encode("", pa.string())), np.uint64)).all()
     assert (hash_keys(batch(k=pa.nulls(2, pa.string())), SEED) == np.array(siphash(encode(None, pa.string())), np.uint64)).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ whole rows
+
+
+def nested_encoding(value: Any, kind: IcebergType) -> bytes:
+    """The canonical encoding of a value in a row, written from its description."""
+
+    def hashed(data: bytes) -> bytes:
+        return struct.pack("<QQ", *siphash(data))
+
+    match kind:
+        case Primitive(name):
+            if value is not None and name in ("float", "double") and value != value:
+                value = float("nan")
+            return encode(value, arrow_type(name))
+        case _ if value is None:
+            return struct.pack("<Q", 0)
+        case StructType(fields):
+            return struct.pack("<Q", 1) + hashed(b"".join(nested_encoding(value[name], part) for name, part in fields))
+        case ListType(element):
+            parts = [hashed(nested_encoding(part, element)) for part in value]
+        case MapType(key, item):
+            # An entry is a struct of its own.
+            entries = [hashed(nested_encoding(k, key) + nested_encoding(v, item)) for k, v in value]
+            entries.sort(key=lambda entry: struct.unpack("<QQ", entry))
+            parts = [hashed(struct.pack("<Q", 1) + entry) for entry in entries]
+            parts.sort(key=lambda part: struct.unpack("<QQ", part))
+    return struct.pack("<Q", 2 + len(parts)) + b"".join(parts)
+
+
+def rows_of(kinds: list[IcebergType], rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    arrays = [pa.array([row[place] for row in rows], arrow_type(str(kind))) for place, kind in enumerate(kinds)]
+    return pa.RecordBatch.from_arrays(arrays, [f"c{place}" for place in range(len(kinds))])
+
+
+@st.composite
+def tables(draw: Any) -> tuple[list[IcebergType], list[tuple[Any, ...]]]:
+    """Column types and rows of them; some rows come again, with the entries of their maps in another order."""
+    kinds = draw(st.lists(TYPES, min_size=1, max_size=3))
+    rows = draw(st.lists(st.tuples(*(any_value(kind) for kind in kinds)), min_size=1, max_size=6))
+    again = draw(st.lists(st.sampled_from(rows), max_size=3))
+    return kinds, rows + [tuple(turned(value, kind) for value, kind in zip(row, kinds, strict=True)) for row in again]
+
+
+def turned(value: Any, kind: IcebergType) -> Any:
+    match kind:
+        case _ if value is None:
+            return None
+        case ListType(element):
+            return [turned(part, element) for part in value]
+        case MapType(key, item):
+            return [(turned(k, key), turned(v, item)) for k, v in value][::-1]
+        case StructType(fields):
+            return {name: turned(value[name], part) for name, part in fields}
+    return value
+
+
+@settings(deadline=None)  # the first call compiles
+@given(tables())
+def test_rows_are_equal_just_if_their_hashes_are(table: tuple[list[IcebergType], list[tuple[Any, ...]]]) -> None:
+    kinds, rows = table
+    whole = rows_of(kinds, rows)
+    hashes = [row.tobytes() for row in hash_rows(whole, SEED)]
+    said = [repr([same(value, kind) for value, kind in zip(row, kinds, strict=True)]) for row in rows]
+    for one, first in enumerate(said):
+        for other, second in enumerate(said):
+            assert (first == second) == (hashes[one] == hashes[other]), (rows[one], rows[other])
+    # Not what lies beside a row in memory.
+    for at in range(len(rows)):
+        assert hash_rows(whole.slice(at, 1), SEED)[0].tobytes() == hashes[at]
+        assert hash_rows(rows_of(kinds, rows[at : at + 1]), SEED)[0].tobytes() == hashes[at]
+
+
+@settings(deadline=None)  # the first call compiles
+@given(tables())
+def test_rows_are_hashed_as_described(table: tuple[list[IcebergType], list[tuple[Any, ...]]]) -> None:
+    kinds, rows = table
+    expected = [siphash(b"".join(nested_encoding(value, kind) for value, kind in zip(row, kinds, strict=True))) for row in rows]
+    assert [tuple(map(int, row)) for row in hash_rows(rows_of(kinds, rows), SEED)] == expected
+
+
+def test_rows_know_zeros_apart_and_one_nan() -> None:
+    odd_nan = struct.unpack("<d", struct.pack("<Q", 0xFFF8_0000_0000_0001))[0]
+    for kind in ("double", "list<double>", "struct<a: double>", "map<double, double>"):
+        wrap = {"list": lambda v: [v], "stru": lambda v: {"a": v}, "map<": lambda v: [(v, v)]}.get(kind[:4], lambda v: v)
+        rows = [(wrap(value),) for value in (0.0, -0.0, float("nan"), odd_nan)]
+        zero, minus, nan, other = [row.tobytes() for row in hash_rows(rows_of([parse(kind)], rows), SEED)]
+        assert zero != minus
+        assert nan == other
+        assert nan not in (zero, minus)
+
+
+def test_nothing_hides_in_a_null() -> None:
+    """What an array holds under a null is not part of it."""
+    inner = pa.array([1, 2, 3, 4], pa.int32())
+    nulls = pa.array([False, True])
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 4], pa.int32()), inner, mask=nulls)
+    structs = pa.StructArray.from_arrays([inner.slice(0, 2)], ["a"], mask=nulls)
+    hashes = hash_rows(batch(l=lists, s=structs), SEED)
+    clean = rows_of([parse("list<int>"), parse("struct<a: int>")], [([1, 2], {"a": 1}), (None, None)])
+    assert (hashes == hash_rows(clean, SEED)).all()
+    different: list[tuple[Any, ...]] = [(None,), ([],), ([None],), ([None, None],), ([[]],), ([[None]],)]
+    assert len({row.tobytes() for row in hash_rows(rows_of([parse("list<list<int>>")], different), SEED)}) == len(different)
+
+
+def test_rows_of_what_the_lake_has_not_are_refused() -> None:
+    with pytest.raises(UnsupportedTable):
+        hash_rows(batch(k=pa.array([[1]], pa.list_(pa.uint8()))), SEED)
