@@ -32,7 +32,7 @@ from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
 from icelake.ingest.followed import Followed, left_publication
 from icelake.ingest.mend import Mending
-from icelake.ingest.parked import Parked, PastLimit, make_spool, note_change, replay
+from icelake.ingest.parked import Parked, PastLimit, as_it_is, make_spool, note_change, replay
 from icelake.ingest.upkeep import plan_expiry
 from icelake.model.ident import publication_name, slot_name
 from icelake.model.load import LoadState
@@ -54,9 +54,10 @@ from icelake.ports import (
     Stream,
     TableChange,
 )
+from icelake.sources.postgres.schema import only_grew
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import IndexFiles, KeyIndex
-from icelake.tables.schema import iceberg_schema, table_properties
+from icelake.tables.schema import evolve, iceberg_schema, relation_of, table_properties
 from icelake.tables.table import Table
 
 CONFLICTS = 4
@@ -430,8 +431,33 @@ class Applier:
         for followed in self.followed.values():
             followed.is_member(members.get(followed.id))
 
-    def _follow(self, relation: Relation, member: str | None) -> Followed:
-        """Open a mirror, made if it is not there. What it raises names the table if it is about this one alone."""
+    def _evolve(self, mirror: LoadedTable, relation: Relation, *, replacing: bool = False) -> LoadedTable:
+        """The mirror with the schema its source has now."""
+        metadata = mirror.metadata
+        updates = evolve(metadata, relation, replacing=replacing)
+        if not updates:
+            return mirror
+        requirements = [
+            *as_it_is(mirror),
+            {"type": "assert-current-schema-id", "current-schema-id": metadata["current-schema-id"]},
+            {"type": "assert-last-assigned-field-id", "last-assigned-field-id": metadata["last-column-id"]},
+        ]
+        try:
+            after = commit(self._catalog, self._clock, [self._control.fence(), TableChange(mirror.id, requirements, updates)])
+        except CommitConflict:
+            self._control.check()
+            now = self._catalog.load(mirror.id)
+            if evolve(now.metadata, relation, replacing=replacing):
+                raise
+            return now  # it was done, and the answer was lost
+        self._control.still_ours(after[0])
+        return after[1]
+
+    def _follow(self, relation: Relation, member: str | None, *, resuming: bool = False) -> Followed:
+        """Open a mirror, made if it is not there. What it raises names the table if it is about this one alone.
+
+        A column that was added is added to the mirror; ``resuming``: whatever else of its shape can be followed, is.
+        """
         try:
             loaded = self._catalog.load(relation.id)
         except NoSuchTable:
@@ -455,6 +481,11 @@ class Applier:
                 f"`icelake resume {relation.id} --reload` compares it with the lake",
                 table=str(relation.id),
             )
+        if resuming or only_grew(table.relation, relation):
+            # Marks first: of a table whose rows were rewritten, what rows from before have is not known any more.
+            Followed(table, KeyIndex.load(None, loaded.metadata["table-uuid"])).is_member(member)
+            loaded = self._evolve(loaded, relation)
+            table = Table.open(loaded, self._storage, self._clock, self._chance)
         if _shape(table.relation) != _shape(relation):
             raise UnsupportedTable(
                 "TABLE_CHANGED",
@@ -586,7 +617,7 @@ class Applier:
             )
         publication = publication_name(self.name, self._control.source)
         relation = self._described(parked.id)
-        followed = self._follow(relation, self._source.published(publication).get(parked.id))
+        followed = self._follow(relation, self._source.published(publication).get(parked.id), resuming=True)
         try:
             for kept in parked.kept():
                 for changes in replay(kept, followed.relation):
@@ -610,13 +641,19 @@ class Applier:
         member = self._source.published(publication).get(table)
         if member is None:
             raise left_publication(table)
-        mirror = self._catalog.load(table)
-        opened = Table.open(mirror, self._storage, self._clock, self._chance)
-        delta = opened.delta()
-        properties = {LOAD: LoadState.suspect().dump(), MEMBERSHIP: member}
+        held = relation_of(self._catalog.load(table).metadata)
+        mirror = self._evolve(self._catalog.load(table), relation, replacing=True)
+        delta = Table.open(mirror, self._storage, self._clock, self._chance).delta()
+        state = LoadState.suspect()
+        if (held.oid, held.identity, held.key) != (relation.oid, relation.identity, relation.key) or not relation.key:
+            # Rows are not told apart as they were: there is nothing to compare.
+            delta.truncate()
+            state = LoadState()
+        properties = {LOAD: state.dump(), MEMBERSHIP: member}
         parked = self.parked.get(table)
         heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table)}
-        self._unpark(table, delta.prepare({}, properties), parked.emptied() if parked is not None else None, heads)
+        summary = {} if delta.is_empty else self._marker(self.position).summary()
+        self._unpark(table, delta.prepare(summary, properties), parked.emptied() if parked is not None else None, heads)
 
     def _unpark(self, table: TableId, change: TableChange, emptied: TableChange | None, heads: Mapping[str, int]) -> None:
         marker = self._marker(self.position)
@@ -655,6 +692,11 @@ class Applier:
             table = next((table for table in self.followed if str(table) == error.table), None)
             if table is None:
                 raise
+            if error.code == "TABLE_GREW":
+                # The start gives the mirror the new columns; then the same changes are read again.
+                self._throw_away()
+                self.close()
+                return Progress("retry", position=self.position)
             # It stops alone: the others begin again from the marker, with what happens to it kept raw.
             self._troubles[table] = error
             self._throw_away()
@@ -979,7 +1021,7 @@ def _new_snapshot(change: TableChange) -> int | None:
 
 def _shape(relation: Relation) -> Relation:
     """What must stay as it is: whether a column may be null does not matter to a mirror, whose columns may all be."""
-    columns = tuple(replace(column, nullable=True) for column in relation.columns)
+    columns = tuple(replace(column, nullable=True, default=None) for column in relation.columns)
     return replace(relation, key_is_ordered=True, columns=columns)
 
 

@@ -166,7 +166,7 @@ class Parked:
 
 def note_change(mirror: LoadedTable, note: Parking) -> TableChange:
     """The part of a commit that parks a mirror, or writes another note."""
-    return TableChange(mirror.id, _as_it_is(mirror), [{"action": "set-properties", "updates": {PARKED: note.dump()}}])
+    return TableChange(mirror.id, as_it_is(mirror), [{"action": "set-properties", "updates": {PARKED: note.dump()}}])
 
 
 def make_spool(mirror: TableId, source: str, catalog: Catalog) -> LoadedTable:
@@ -232,7 +232,8 @@ def _runs(rows: pa.Table) -> Iterator[Kept]:
         start = end
 
 
-def _as_it_is(mirror: LoadedTable) -> list[dict[str, object]]:
+def as_it_is(mirror: LoadedTable) -> list[dict[str, object]]:
+    """The requirements that nobody else has changed the mirror."""
     main = mirror.metadata.get("refs", {}).get("main")
     return [
         {"type": "assert-table-uuid", "uuid": mirror.metadata["table-uuid"]},

@@ -342,23 +342,31 @@ def _corrupt(why: str) -> Corrupt:
 # ------------------------------------------------------------------------------------------------------------- evolution
 
 
-def evolve(metadata: Json, relation: Relation) -> list[Json]:
+def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> list[Json]:
     """The updates (REST specification, TableUpdate) that make a table's schema that of its source now; none if it is already.
 
     Columns are the same if their attnums are. Followed are added columns (optional; files from before them read as their
     ``default``), renamed and dropped ones, and wider types (int to long, float to double, more digits of a decimal; also inside nested
     types). A column keeps the default it came with. Raises UnsupportedTable for anything else. The caller commits them with
     ``assert-current-schema-id`` and ``assert-last-assigned-field-id``; then ``fields_of`` the result is the relation.
+
+    ``replacing``: no row of the table will be believed, so a column that cannot be followed becomes a new field, and so does every
+    column of another table of the same name.
     """
     before = _current_schema(metadata)
     old = relation_of(metadata)
     known = {column.attnum: (column, field) for column, field in zip(old.columns, before["fields"], strict=True)}
     said = [(thing.id, thing.oid, thing.identity, thing.key_is_ordered, _key_attnums(thing)) for thing in (old, relation)]
-    if said[0] != said[1]:
+    if replacing and old.oid != relation.oid:
+        known = {}
+    elif said[0] != said[1] and not replacing:
         raise _cannot_follow(relation, "its name, its key, or how its rows are told apart is another than in the lake")
     ids = itertools.count(metadata["last-column-id"] + 1)
-    fresh = {column.attnum: next(ids) for column in relation.columns if column.attnum not in known}
     bound = _bound_fields(metadata)
+    if replacing:
+        kept = [column for column in relation.columns if column.attnum in known]
+        known = {c.attnum: known[c.attnum] for c in kept if _wider(known[c.attnum][1]["type"], parse(c.iceberg)) is not None}
+    fresh = {column.attnum: next(ids) for column in relation.columns if column.attnum not in known}
     columns: list[Column] = []
     fields: list[Json] = []
     for column in relation.columns:
@@ -366,19 +374,19 @@ def evolve(metadata: Json, relation: Relation) -> list[Json]:
         if column.attnum in known:
             was, field = known[column.attnum]
             where = f"column {column.name!r} was {was.pg_type} and is {column.pg_type} now"
-            if was.out_of_range != column.out_of_range:
+            if was.out_of_range != column.out_of_range and not replacing:
                 raise _cannot_follow(relation, f"the policy of column {column.name!r} for values out of contract has changed")
             kind = _wider(field["type"], parse(column.iceberg))
             if kind is None or (kind != field["type"] and field["id"] in bound):
                 raise _cannot_follow(relation, where)
-            required = field["required"] and not column.nullable
+            required = field["required"] and column.name in relation.key and not column.nullable
             field = {**field, "name": column.name, "required": required, "type": kind, "doc": column.pg_type}
             # What its files lack does not change with what PostgreSQL remembers, which a rewrite of the table empties.
             column = replace(column, default=was.default)
         else:
             kind = _numbered(parse(column.iceberg), ids)
             field = {"id": fresh[column.attnum], "name": column.name, "required": False, "type": kind, "doc": column.pg_type}
-            default = _default_json(relation, column)
+            default = None if replacing else _default_json(relation, column)
             if default is not None:
                 field |= {"initial-default": default, "write-default": default}
         columns.append(column)

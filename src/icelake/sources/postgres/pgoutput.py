@@ -25,6 +25,7 @@ from icelake.sources.postgres.values import Fields, Reader, read_only, reader
 _LARGEST: Final = 2**31 - 64
 _U64: Final = 2**64 - 1
 _TRUNCATE: Final = ord("T")
+_UPDATE: Final = 1
 _WHY: Final[dict[int, str]] = {
     kernels.TORN_FRAME: "a frame's length goes beyond the bytes received",
     kernels.BAD_BEGIN: "a Begin message is malformed, or inside another transaction",
@@ -123,14 +124,20 @@ class _Layout:
     key_schema: pa.Schema
     new_readers: tuple[Reader, ...]
     key_readers: tuple[Reader, ...]
+    absent: tuple[int, ...]
+    """Columns the message does not have, because they were added later: the changes have their default."""
 
 
 def _layout(message: RelationMessage, relation: Relation) -> _Layout:
     places = {column.name: at for at, column in enumerate(message.columns)}
+    absent: list[int] = []
     target = np.full(len(message.columns), -1, np.int32)
     key = np.full(len(message.columns), -1, np.int32)
     for at, column in enumerate(relation.columns):
         place = places.get(column.name)
+        if place is None and column.name not in relation.key:
+            absent.append(at)
+            continue
         if place is None or message.columns[place].type_oid != column.type_oid:
             now = "is not sent" if place is None else f"has type {message.columns[place].type_oid}, not {column.type_oid}"
             raise UnsupportedTable(
@@ -153,6 +160,7 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
         arrow_schema(relation.key_columns),
         tuple(reader(column, table) for column in relation.columns),
         tuple(reader(column, table) for column in relation.key_columns),
+        tuple(absent),
     )
 
 
@@ -404,11 +412,18 @@ def _change_set(
             unsent = np.empty(count, np.bool_)
             kernels.unsent(length[number], unsent)
             unchanged[layout.relation.columns[number].name] = unsent
+    new = _batch(buffer, start, length, layout.new_readers, layout.new_schema)
+    for number in layout.absent:
+        text = layout.relation.columns[number].default
+        if text is not None:
+            value = read_only(text.encode())
+            where = Fields(value, np.zeros(count, np.int32), np.where(op <= _UPDATE, len(value), kernels.NULL).astype(np.int32))
+            new = new.set_column(number, layout.new_schema.field(number), layout.new_readers[number](where))
     return ChangeSet(
         relation=layout.relation,
         op=op,
         commit_lsn=log.lsn[rows],
-        new=_batch(buffer, start, length, layout.new_readers, layout.new_schema),
+        new=new,
         old_key=_batch(buffer, key_start, key_length, layout.key_readers, layout.key_schema),
         unchanged=unchanged,
     )

@@ -6,7 +6,7 @@ psycopg's errors as they come (``session.explain`` words them). Source: PostgreS
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from icelake.errors import UnsupportedTable
 from icelake.model.ident import CONTROL_NAMESPACE
@@ -41,7 +41,8 @@ select a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.form
        not a.attnotnull, a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
        t.typtype::text, t.typcategory::text,
        coalesce(o.collisdeterministic, true),
-       pg_catalog.getdatabaseencoding() = 'UTF8' and coalesce(e.provider = 'b' or e.provider = 'c' and e.locale in ('C', 'POSIX'), false)
+       pg_catalog.getdatabaseencoding() = 'UTF8' and coalesce(e.provider = 'b' or e.provider = 'c' and e.locale in ('C', 'POSIX'), false),
+       case when a.atthasmissing then (a.attmissingval::text::text[])[1] end
 from pg_catalog.pg_attribute a
 join pg_catalog.pg_type t on t.oid = a.atttypid
 left join pg_catalog.pg_collation o on o.oid = a.attcollation
@@ -119,6 +120,8 @@ class _FoundColumn:
     type_category: str
     deterministic: bool
     bytewise: bool
+    missing: str | None
+    """What rows from before the column have, if that is a constant of its own (PostgreSQL documentation, ALTER TABLE, Notes)."""
 
 
 def quoted(name: str) -> str:
@@ -212,6 +215,15 @@ def differences(held: Relation, now: Relation | Refusal | None) -> list[str]:
     return out
 
 
+def only_grew(held: Relation, now: Relation | Refusal | None) -> bool:
+    """Whether all that is new of a table is columns that were added."""
+    if not isinstance(now, Relation):
+        return False
+    last = max(column.attnum for column in held.columns)
+    before = replace(now, columns=tuple(column for column in now.columns if column.attnum <= last))
+    return before != now and not differences(held, before)
+
+
 def must_be(held: Relation, now: Relation | Refusal | None, doing: str) -> None:
     """Raises UnsupportedTable naming every difference, unless the table still is what the lake holds: TABLE_REPLACED if it is
     another table or gone, TABLE_CHANGED if it has another shape."""
@@ -273,6 +285,7 @@ def _judge(table: _Found, columns: Sequence[_FoundColumn]) -> Relation | Refusal
             pg_type=column.pg_type,
             iceberg=iceberg_type(column.type_oid, column.typmod, column.pg_type) or "",
             nullable=column.nullable,
+            default=column.missing,
         )
         for column in mirrored
     )

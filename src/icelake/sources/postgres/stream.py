@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import pq, sql
 
-from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable, ValueOutOfContract
+from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable, UnsupportedTable, ValueOutOfContract
 from icelake.model.lsn import format_lsn
-from icelake.model.relation import Relation
+from icelake.model.relation import Column, Relation
 from icelake.ports import Chunk
 from icelake.sources.postgres import schema
 from icelake.sources.postgres.pgoutput import Decoder, Raw, RelationMessage
@@ -511,16 +511,23 @@ class PgStream:
         by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
         held = self._held.get(message.oid) or by_name[message.schema, message.name]
         doing = "cannot be followed"
+        if schema.only_grew(held, now):
+            grew = f"{held.id} has columns that its mirror has not"
+            raise UnsupportedTable("TABLE_GREW", grew, "they were just added", "the mirror gets them, and goes on", table=str(held.id))
         schema.must_be(held, now, doing)
         schema.raise_if_changed(held, _disagreement(held, message), doing)
         return held
+
+
+def _by_attnum(relation: Relation) -> list[Column]:
+    return sorted(relation.columns, key=lambda column: column.attnum)
 
 
 def _attnums(held: Relation, now: Sequence[tuple[int, str, int, int]], message: RelationMessage) -> tuple[int, ...] | None:
     """Which columns a message's columns are: the lake's if names and types are the lake's, the catalog's if they are the
     catalog's; None if they are neither's, or both's and these are different columns (one was dropped and made again)."""
     told = [(column.name, column.type_oid, column.typmod) for column in message.columns]
-    lake = [(c.attnum, c.name, c.type_oid, c.typmod) for c in sorted(held.columns, key=lambda column: column.attnum)]
+    lake = [(c.attnum, c.name, c.type_oid, c.typmod) for c in _by_attnum(held)]
     found = {tuple(c[0] for c in columns) for columns in (lake, now) if [c[1:] for c in columns] == told}
     return found.pop() if len(found) == 1 else None
 
@@ -528,10 +535,11 @@ def _attnums(held: Relation, now: Sequence[tuple[int, str, int, int]], message: 
 def _disagreement(held: Relation, message: RelationMessage) -> list[str]:
     """How a relation message differs from the relation (which is the catalog's, too): then it is of the table's past."""
     told = [(column.name, column.type_oid, column.typmod) for column in message.columns]
-    here = [(column.name, column.type_oid, column.typmod) for column in sorted(held.columns, key=lambda column: column.attnum)]
+    here = [(column.name, column.type_oid, column.typmod) for column in _by_attnum(held)]
     if (message.schema, message.name) != (held.schema, held.name):
         return [f"it was called {message.schema}.{message.name} when the change was made"]
-    if told != here:
+    # Columns added since are at the end; what the change has in them is their default.
+    if told != here[: len(told)] or not {column.attnum for column in held.key_columns} <= {c.attnum for c in _by_attnum(held)[: len(told)]}:
         return [f"when the change was made its columns were {', '.join(name for name, _, _ in told)}, of other names or types"]
     if message.replica_identity not in ("d", "f"):
         return ["when the change was made its replica identity was neither DEFAULT nor FULL"]

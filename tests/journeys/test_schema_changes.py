@@ -1,0 +1,169 @@
+"""A table that changes its shape: added columns are followed, anything else parks the table until somebody says yes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from icelake.bench.rig import Rig, rig
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Rig]:
+    with rig(settings={"fsync": "off"}) as one:
+        yield one
+
+
+@pytest.fixture
+def made(server: Rig) -> Rig:
+    """A mirrored table of this test's own, called ``t``."""
+    sql(
+        server,
+        "drop table if exists t",
+        "create table t (id int primary key, v int, w numeric(6,2), note varchar(10))",
+        "insert into t select g, g * 10, g / 4.0, 'note ' || g from generate_series(1, 20) g",
+    )
+    if "public.t" in {table["name"] for table in server.lakehouse.tables()}:
+        server.lakehouse.resume(["public.t"], reload=True)
+    else:
+        server.lakehouse.sync()
+    report = server.lakehouse.verify()
+    assert report["equal"], report
+    return server
+
+
+def sql(one: Rig, *statements: str) -> None:
+    with psycopg.connect(one.dsn, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def ids(one: Rig) -> dict[str, int]:
+    """Field id of each column of the mirror."""
+    loaded = one.lakehouse._catalog.load(next(t for t in one.lakehouse._catalog.tables() if str(t) == "public.t"))
+    schema = next(s for s in loaded.metadata["schemas"] if s["schema-id"] == loaded.metadata["current-schema-id"])
+    return {field["name"]: field["id"] for field in schema["fields"]}
+
+
+def ask(one: Rig, question: str, at: str | None = None) -> list[dict[str, Any]]:
+    return one.lakehouse.query(question, at).to_pylist()
+
+
+def followed(one: Rig) -> None:
+    assert one.lakehouse.sync()["parked"] == []
+    assert one.lakehouse.verify()["equal"]
+
+
+def resumed(one: Rig, code: str = "TABLE_CHANGED") -> None:
+    """It is parked; its changes are kept; told to go on, it is its source's mirror."""
+    sql(one, "update t set v = -1 where id = 2", "delete from t where id = 3")
+    (parked,) = one.lakehouse.sync()["parked"]
+    assert (parked["table"], parked["code"]) == ("public.t", code)
+    sql(one, "update t set v = -2 where id = 4", "insert into t (id, v) values (100, 100)")
+    one.lakehouse.sync()
+    done = one.lakehouse.resume()
+    assert (done["resumed"], done["refused"]) == (["public.t"], [])
+    followed(one)
+
+
+def test_added_columns_are_followed(made: Rig) -> None:
+    before = ids(made)
+    sql(
+        made,
+        "update t set v = 0 where id = 1",
+        "alter table t add column plain text",
+        "update t set plain = 'p' where id = 2",
+        "alter table t add column constant int default 7, add column price numeric(8,3) default 1.5",
+        "alter table t add column at timestamptz default '2024-02-29 12:00+02'",
+        "insert into t (id, constant) values (50, 8)",
+        "insert into t (id) values (51)",
+        "delete from t where id = 5",
+        "alter table t alter column constant set default 9",
+        "insert into t (id) values (52)",
+    )
+    followed(made)
+    assert ask(made, "select constant, count(*) as n from t group by 1 order by 1") == [
+        {"constant": 7, "n": 20},
+        {"constant": 8, "n": 1},
+        {"constant": 9, "n": 1},
+    ]
+    assert {name: ids(made)[name] for name in before} == before
+    sql(made, "update t set constant = 1 where id = 7")
+    followed(made)
+    # PostgreSQL then forgets the constants and writes them into the rows: not to be told from a rewrite that changes rows.
+    sql(made, "vacuum full t")
+    assert [entry["code"] for entry in made.lakehouse.sync()["parked"]] == ["TABLE_REWRITTEN"]
+    made.lakehouse.resume(["t"], reload=True)
+    followed(made)
+
+
+def test_columns_are_added_under_way(made: Rig) -> None:
+    """Within one transaction, and while a batch is running."""
+    with psycopg.connect(made.dsn) as connection:
+        connection.execute("insert into t (id) values (60)")
+        connection.execute("alter table t add column late int default 3")
+        connection.execute("insert into t (id, late) values (61, 4)")
+        connection.execute("update t set late = late + 1 where id < 5")
+    followed(made)
+    assert ask(made, "select late, count(*) as n from t group by 1 order by 1") == [{"late": 3, "n": 17}, {"late": 4, "n": 5}]
+
+
+def test_a_renamed_column_keeps_its_field(made: Rig) -> None:
+    before = ids(made)
+    (cut, *_) = made.lakehouse.cuts()
+    sql(
+        made,
+        "alter table t rename v to value",
+        "alter table t rename value to v",
+        "alter table t rename note to remark",
+    )
+    resumed(made)
+    assert ids(made)["remark"] == before["note"]
+    assert ask(made, "select remark from t where id = 7") == [{"remark": "note 7"}]
+    assert ask(made, "select note from t where id = 7", str(cut["cut"])) == [{"note": "note 7"}]
+
+
+def test_a_dropped_column_goes_and_one_made_again_is_another(made: Rig) -> None:
+    before = ids(made)
+    sql(made, "alter table t drop column note")
+    resumed(made)
+    assert "note" not in ids(made)
+    sql(made, "alter table t add column note varchar(10)", "update t set note = 'new' where id = 8")
+    followed(made)
+    assert ids(made)["note"] > max(before.values())
+    assert ask(made, "select note from t where id in (7, 8) order by id") == [{"note": None}, {"note": "new"}]
+
+
+def test_wider_types_that_rewrite_nothing(made: Rig) -> None:
+    before = ids(made)
+    sql(made, "alter table t alter column w type numeric(12,2), alter column note type text", "update t set w = 123456789.25 where id = 6")
+    resumed(made)
+    assert ids(made) == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "alter table t alter column v type bigint",
+        "alter table t add column made timestamptz default clock_timestamp()",
+        "alter table t alter column note type int using length(note)",
+    ],
+)
+def test_a_rewrite_is_compared_with_the_source(made: Rig, statement: str) -> None:
+    sql(made, "update t set v = 1 where id = 1", statement, "update t set v = 2 where id = 2", "delete from t where id = 3")
+    (parked,) = made.lakehouse.sync()["parked"]
+    assert parked["code"] in ("TABLE_REWRITTEN", "TABLE_CHANGED")
+    (refused,) = made.lakehouse.resume()["refused"]
+    assert "--reload" in refused["fix"]
+    made.lakehouse.resume(["t"], reload=True)
+    followed(made)
+
+
+def test_another_primary_key(made: Rig) -> None:
+    sql(made, "alter table t drop constraint t_pkey, add primary key (id, note)")
+    sql(made, "insert into t values (1, 1, 1, 'another')")
+    (parked,) = made.lakehouse.sync()["parked"]
+    assert "primary key" in parked["why"]
+    made.lakehouse.resume(["t"], reload=True)
+    followed(made)
