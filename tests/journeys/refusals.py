@@ -34,9 +34,10 @@ def with_project(shell: Any) -> Any:
     return shell
 
 
-def call(shell: Any, words: str, code: int) -> "subprocess.CompletedProcess[str]":
+def call(shell: Any, words: str | list[str], code: int) -> "subprocess.CompletedProcess[str]":
     """A command, and what holds for every one: the exit code, no traceback, no password."""
-    done = subprocess.run(["icelake", *words.split()], cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=120)
+    split = words.split() if isinstance(words, str) else words
+    done = subprocess.run(["icelake", *split], cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=120)
     clean(shell, done.stdout + done.stderr)
     assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
