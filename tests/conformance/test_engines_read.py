@@ -5,12 +5,15 @@ import random
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from pyiceberg.expressions import EqualTo, GreaterThan, IsNull
 from pyiceberg.table import StaticTable
 
 from icelake.engines.duckdb import connect, iceberg_scan
@@ -19,6 +22,7 @@ from icelake.model.types import IcebergType, ListType, MapType, Primitive, Struc
 from icelake.ports import arrow_schema, arrow_type
 from icelake.storage.local import LocalStorage
 from tests.unit.tables.mirror import Mirror, Row, batch, relation
+from tests.unit.tables.test_schema import DEFAULTS
 
 SCALARS: dict[str, list[Any]] = {
     "boolean": [True, False],
@@ -119,7 +123,7 @@ def any_row(key: int, chance: random.Random, values: Sequence[Sequence[Any]]) ->
 
 def bits(kind: pa.DataType) -> pa.DataType:
     """A type with the numbers that dates and times are inside: Python's cannot be as far from today as PostgreSQL's."""
-    if pa.types.is_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(bits(kind.value_type))
     if pa.types.is_map(kind):
         return pa.map_(bits(kind.key_type), bits(kind.item_type))
@@ -209,7 +213,14 @@ class Engines:
         return ", ".join('"' + column.name.replace('"', '""') + '"' for column in shape.columns)
 
     def duckdb_rows(self, mirror: Mirror, snapshot: int | None, location: str) -> list[tuple[Any, ...]]:
-        found = self.duckdb.sql(f"SELECT {self._select(mirror.shape)} FROM {iceberg_scan((location, snapshot))}").to_arrow_table()
+        return self._duckdb(mirror, iceberg_scan((location, snapshot)))
+
+    def duckdb_latest(self, mirror: Mirror, location: str) -> list[tuple[Any, ...]]:
+        """As whoever knows only the metadata.json reads it: main, with the current schema."""
+        return self._duckdb(mirror, f"iceberg_scan('{location}')")
+
+    def _duckdb(self, mirror: Mirror, source: str) -> list[tuple[Any, ...]]:
+        found = self.duckdb.sql(f"SELECT {self._select(mirror.shape)} FROM {source}").to_arrow_table()
         columns = [typed(found.column(place), column) for place, column in enumerate(mirror.shape.columns)]
         return canonical(pa.table(columns, names=[column.name for column in mirror.shape.columns]))
 
@@ -361,3 +372,90 @@ def test_bounds_never_hide_a_row(tmp_path: Path, engines: Engines, kind: str) ->
             )
             matching = sum(value == values[key] for value in values)
             assert engines.duckdb.sql(f"SELECT count(*) FROM {source} WHERE v = {text}").fetchall() == [(matching,)]
+
+
+def counts(engines: Engines, mirror: Mirror, sql: str, theirs: Any) -> tuple[int, int]:
+    """How many rows DuckDB and PyIceberg find; both may skip files by their bounds."""
+    location = mirror.loaded().metadata_location
+    (in_duckdb,) = engines.duckdb.sql(f"SELECT count(*) FROM iceberg_scan('{location}') WHERE {sql}").fetchall()[0]
+    return in_duckdb, len(StaticTable.from_metadata(location).scan(row_filter=theirs, selected_fields=("id",)).to_arrow())
+
+
+def test_bounds_of_struct_fields_never_hide_a_row(tmp_path: Path, engines: Engines) -> None:
+    mirror = lake(tmp_path, relation(("id", "long"), ("r", RANGE.format("int"))))
+    for key in range(5):
+        mirror.commit([(key, {"lower": key * 10, "upper": None, "bounds": "[)"}), (key + 100, None), (key + 200, NO_RANGE)])
+    for key in range(5):
+        assert counts(engines, mirror, f"r.lower = {key * 10}", EqualTo("r.lower", key * 10)) == (1, 1)
+    assert counts(engines, mirror, "r.lower > 15", GreaterThan("r.lower", 15)) == (3, 3)
+    assert counts(engines, mirror, "r.bounds = 'empty'", EqualTo("r.bounds", "empty")) == (5, 5)
+    assert counts(engines, mirror, "r.lower IS NULL", IsNull("r.lower")) == (10, 10)
+
+
+def test_a_table_that_follows_its_source(tmp_path: Path, engines: Engines) -> None:
+    """Files from before a column show its default, files from before a type grew are read by it; names do not matter."""
+    mirror = lake(
+        tmp_path,
+        relation(("id", "long"), ("n", "int"), ("f", "float"), ("d", "decimal(9,2)"), ("l", "list<struct<a: int>>"), ("gone", "string")),
+    )
+    mirror.commit([(key, key * 10, key / 3, Decimal(key) / 4, [{"a": key}, None], "x") for key in range(6)])
+    mirror.commit([(1, -5, None, None, [], None)], delete=[5])
+    first, first_shape, first_rows = mirror.table.snapshot_id, mirror.shape, model(mirror)
+
+    added = [Column(f"a{place}", 100 + place, 0, -1, "added", kind, default=text) for place, (kind, text, _, _) in enumerate(DEFAULTS)] + [
+        Column("parts", 200, 0, -1, "added", "struct<u: list<uuid>>"),
+        Column("none", 201, 0, -1, "added", "int"),
+    ]
+    values = tuple(value for _, _, _, value in DEFAULTS)
+    mirror.evolve(replace(mirror.shape, columns=(*mirror.shape.columns, *added)), lambda row: (*row, *values, None, None))
+    location = mirror.loaded().metadata_location
+    assert engines.duckdb_latest(mirror, location) == model(mirror)
+    assert engines.pyiceberg_rows(mirror, location) == model_in_pyiceberg(mirror)
+    # At a snapshot both read by the schema the snapshot was made with.
+    names = [column.name for column in first_shape.columns]
+    assert engines.duckdb.sql(f"SELECT * FROM {iceberg_scan((location, first))}").columns == names
+    assert StaticTable.from_metadata(location).scan(snapshot_id=first).to_arrow().column_names == names
+
+    # A null that was written is not the default.
+    nothing = (None,) * len(DEFAULTS)
+    mirror.commit(
+        [(2, 0, None, None, None, None, *nothing, {"u": [U, None]}, 5), (7, 7, 7.5, None, None, "y", *values, {"u": None}, None)],
+        delete=[0],
+    )
+    engines.agree(mirror)
+    whole = [place for place, (kind, *_) in enumerate(DEFAULTS) if kind in ("int", "long", "string")]
+    for place in whole:
+        value = DEFAULTS[place][3]
+        literal = "'" + value.replace("'", "''") + "'" if isinstance(value, str) else value
+        alike = sum(row[6 + place] == value for row in mirror.model.values())
+        assert counts(engines, mirror, f"a{place} = {literal}", EqualTo(f"a{place}", value)) == (alike, alike)
+        assert counts(engines, mirror, f"a{place} IS NULL", IsNull(f"a{place}")) == (1, 1)
+
+    wider = {"n": "long", "f": "double", "d": "decimal(20,2)", "l": "list<struct<a: long>>"}
+    columns = [replace(column, iceberg=wider.get(column.name, column.iceberg)) for column in mirror.shape.columns if column.name != "gone"]
+    columns[1] = replace(columns[1], name="gone")  # the name is free again
+    mirror.evolve(
+        replace(mirror.shape, columns=tuple(columns)),
+        lambda row: (*row[:2], None if row[2] is None else float(np.float32(row[2])), *row[3:5], *row[6:]),
+    )
+    assert engines.duckdb_latest(mirror, mirror.loaded().metadata_location) == model(mirror)
+    mirror.commit([(3, 2**40, 0.1, Decimal("123456789012.25"), [{"a": 2**40}], *nothing, None, None)])
+    engines.agree(mirror)
+    for sql, theirs in (
+        ("gone = 40", EqualTo("gone", 40)),
+        ("gone = -5", EqualTo("gone", -5)),
+        (f"gone > {2**39}", GreaterThan("gone", 2**39)),
+        (f"gone = {2**40}", EqualTo("gone", 2**40)),
+        ("d = 1.00", EqualTo("d", Decimal("1.00"))),
+        ("d > 100000000000", GreaterThan("d", Decimal("100000000000.00"))),
+        ("f = 7.5", EqualTo("f", 7.5)),
+        ("f = 0.1", EqualTo("f", 0.1)),
+    ):
+        assert counts(engines, mirror, sql, theirs) == (1, 1), sql
+    mirror.compact(list(mirror.table.files))
+    engines.agree(mirror)
+    # The past is as it was.
+    was = Mirror.__new__(Mirror)
+    was.shape = first_shape
+    assert engines.duckdb_rows(was, first, mirror.loaded().metadata_location) == first_rows
+    assert engines.pyiceberg_rows(was, mirror.loaded().metadata_location, first) == first_rows
