@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyiceberg.expressions import EqualTo, GreaterThan, IsNull
 from pyiceberg.table import StaticTable
 
 from icelake.engines.duckdb import connect, iceberg_scan
@@ -65,10 +64,7 @@ U = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff").bytes
 RANGE = "struct<lower: {0}, upper: {0}, bounds: string>"
 NO_RANGE = {"lower": None, "upper": None, "bounds": "empty"}
 NESTED: dict[str, list[Any]] = {
-    **{
-        f"list<{kind}>": [[*values, None], [], [None], [None, values[0]], values[-1:], [values[0]] * 300]
-        for kind, values in SCALARS.items()
-    },
+    **{f"list<{kind}>": [[*values, None], [], [None], [values[-1]] * 3] for kind, values in SCALARS.items()},
     # An array of a composite, a composite with an array.
     "list<struct<a: int, b: string, c: uuid>>": [
         [{"a": 1, "b": "x", "c": U}, None, {"a": None, "b": None, "c": None}],
@@ -374,11 +370,11 @@ def test_bounds_never_hide_a_row(tmp_path: Path, engines: Engines, kind: str) ->
             assert engines.duckdb.sql(f"SELECT count(*) FROM {source} WHERE v = {text}").fetchall() == [(matching,)]
 
 
-def counts(engines: Engines, mirror: Mirror, sql: str, theirs: Any) -> tuple[int, int]:
+def counts(engines: Engines, mirror: Mirror, condition: str) -> tuple[int, int]:
     """How many rows DuckDB and PyIceberg find; both may skip files by their bounds."""
     location = mirror.loaded().metadata_location
-    (in_duckdb,) = engines.duckdb.sql(f"SELECT count(*) FROM iceberg_scan('{location}') WHERE {sql}").fetchall()[0]
-    return in_duckdb, len(StaticTable.from_metadata(location).scan(row_filter=theirs, selected_fields=("id",)).to_arrow())
+    (in_duckdb,) = engines.duckdb.sql(f"SELECT count(*) FROM iceberg_scan('{location}') WHERE {condition}").fetchall()[0]
+    return in_duckdb, len(StaticTable.from_metadata(location).scan(row_filter=condition, selected_fields=("id",)).to_arrow())
 
 
 def test_bounds_of_struct_fields_never_hide_a_row(tmp_path: Path, engines: Engines) -> None:
@@ -386,10 +382,10 @@ def test_bounds_of_struct_fields_never_hide_a_row(tmp_path: Path, engines: Engin
     for key in range(5):
         mirror.commit([(key, {"lower": key * 10, "upper": None, "bounds": "[)"}), (key + 100, None), (key + 200, NO_RANGE)])
     for key in range(5):
-        assert counts(engines, mirror, f"r.lower = {key * 10}", EqualTo("r.lower", key * 10)) == (1, 1)
-    assert counts(engines, mirror, "r.lower > 15", GreaterThan("r.lower", 15)) == (3, 3)
-    assert counts(engines, mirror, "r.bounds = 'empty'", EqualTo("r.bounds", "empty")) == (5, 5)
-    assert counts(engines, mirror, "r.lower IS NULL", IsNull("r.lower")) == (10, 10)
+        assert counts(engines, mirror, f"r.lower = {key * 10}") == (1, 1)
+    assert counts(engines, mirror, "r.lower > 15") == (3, 3)
+    assert counts(engines, mirror, "r.bounds = 'empty'") == (5, 5)
+    assert counts(engines, mirror, "r.lower IS NULL") == (10, 10)
 
 
 def test_a_table_that_follows_its_source(tmp_path: Path, engines: Engines) -> None:
@@ -423,13 +419,12 @@ def test_a_table_that_follows_its_source(tmp_path: Path, engines: Engines) -> No
         delete=[0],
     )
     engines.agree(mirror)
-    whole = [place for place, (kind, *_) in enumerate(DEFAULTS) if kind in ("int", "long", "string")]
-    for place in whole:
+    for place in (place for place, (kind, *_) in enumerate(DEFAULTS) if kind in ("int", "long")):
         value = DEFAULTS[place][3]
-        literal = "'" + value.replace("'", "''") + "'" if isinstance(value, str) else value
         alike = sum(row[6 + place] == value for row in mirror.model.values())
-        assert counts(engines, mirror, f"a{place} = {literal}", EqualTo(f"a{place}", value)) == (alike, alike)
-        assert counts(engines, mirror, f"a{place} IS NULL", IsNull(f"a{place}")) == (1, 1)
+        assert counts(engines, mirror, f"a{place} = {value}") == (alike, alike)
+        assert counts(engines, mirror, f"a{place} IS NULL") == (1, 1)
+        assert counts(engines, mirror, f"a{place} = 12345") == (0, 0)
 
     wider = {"n": "long", "f": "double", "d": "decimal(20,2)", "l": "list<struct<a: long>>"}
     columns = [replace(column, iceberg=wider.get(column.name, column.iceberg)) for column in mirror.shape.columns if column.name != "gone"]
@@ -441,17 +436,8 @@ def test_a_table_that_follows_its_source(tmp_path: Path, engines: Engines) -> No
     assert engines.duckdb_latest(mirror, mirror.loaded().metadata_location) == model(mirror)
     mirror.commit([(3, 2**40, 0.1, Decimal("123456789012.25"), [{"a": 2**40}], *nothing, None, None)])
     engines.agree(mirror)
-    for sql, theirs in (
-        ("gone = 40", EqualTo("gone", 40)),
-        ("gone = -5", EqualTo("gone", -5)),
-        (f"gone > {2**39}", GreaterThan("gone", 2**39)),
-        (f"gone = {2**40}", EqualTo("gone", 2**40)),
-        ("d = 1.00", EqualTo("d", Decimal("1.00"))),
-        ("d > 100000000000", GreaterThan("d", Decimal("100000000000.00"))),
-        ("f = 7.5", EqualTo("f", 7.5)),
-        ("f = 0.1", EqualTo("f", 0.1)),
-    ):
-        assert counts(engines, mirror, sql, theirs) == (1, 1), sql
+    for condition in ("gone = 40", "gone = -5", f"gone > {2**39}", f"gone = {2**40}", "d = 1.00", "d > 100000000000", "f = 7.5", "f = 0.1"):
+        assert counts(engines, mirror, condition) == (1, 1), condition
     mirror.compact(list(mirror.table.files))
     engines.agree(mirror)
     # The past is as it was.

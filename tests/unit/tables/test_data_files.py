@@ -231,7 +231,7 @@ def nested_rows(draw: Any) -> tuple[list[tuple[str, str]], list[tuple[Any, ...]]
     return [(f"c{place}", str(kind)) for place, kind in enumerate(kinds)], [(at, *row) for at, row in enumerate(rows)]
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(nested_rows(), st.data())
 def test_nested_values_come_back(table: tuple[list[tuple[str, str]], list[tuple[Any, ...]]], data: Any) -> None:
     columns, rows = table
