@@ -4,20 +4,24 @@ import datetime as dt
 import random
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyiceberg.table import StaticTable
 
 from icelake.engines.duckdb import connect, iceberg_scan
-from icelake.model.relation import Relation
-from icelake.ports import arrow_schema
+from icelake.model.relation import Column, Relation
+from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType, parse
+from icelake.ports import arrow_schema, arrow_type
 from icelake.storage.local import LocalStorage
 from tests.unit.tables.mirror import Mirror, Row, batch, relation
+from tests.unit.tables.test_schema import DEFAULTS
 
 SCALARS: dict[str, list[Any]] = {
     "boolean": [True, False],
@@ -54,27 +58,145 @@ NAMES = {kind: "c_" + "".join(c if c.isalnum() else "_" for c in kind) for kind 
 EVERYTHING = relation(("id", "long"), *((name, kind) for kind, name in NAMES.items()), ('Weird.näme "q"', "string"), name="everything")
 
 
-def row(key: int, chance: random.Random) -> Row:
-    values = [None if chance.random() < 0.15 else chance.choice(values) for values in SCALARS.values()]
-    return (key, *values, chance.choice(["plain", None, "ünï"]))
+EVERY_VALUE = [*SCALARS.values(), ["plain", None, "ünï"]]
+
+U = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff").bytes
+RANGE = "struct<lower: {0}, upper: {0}, bounds: string>"
+NO_RANGE = {"lower": None, "upper": None, "bounds": "empty"}
+NESTED: dict[str, list[Any]] = {
+    **{f"list<{kind}>": [[*values, None], [], [None], [values[-1]] * 3] for kind, values in SCALARS.items()},
+    # An array of a composite, a composite with an array.
+    "list<struct<a: int, b: string, c: uuid>>": [
+        [{"a": 1, "b": "x", "c": U}, None, {"a": None, "b": None, "c": None}],
+        [],
+        [None],
+        [{"a": 2, "b": "", "c": None}],
+    ],
+    "struct<tags: list<string>, n: int>": [{"tags": ["a", None, ""], "n": 1}, {"tags": [], "n": None}, {"tags": None, "n": 2}],
+    "struct<a: int, b: string, c: uuid, d: decimal(9,2), e: timestamptz, f: double>": [
+        {"a": 1, "b": "x", "c": U, "d": Decimal("1.25"), "e": 0, "f": -0.0},
+        {"a": None, "b": None, "c": None, "d": None, "e": None, "f": None},
+        {"a": 2, "b": "y" * 40, "c": None, "d": Decimal("-1.28"), "e": -1, "f": float("nan")},
+    ],
+    'struct<"Weird.näme \\"q\\"": int, "a b": list<string>>': [{'Weird.näme "q"': 1, "a b": ["x"]}, {'Weird.näme "q"': None, "a b": None}],
+    # hstore
+    "map<string, string>": [[("a", "1"), ("b", None)], [], [("", "")], [("z", None), ("a", "after z")]],
+    "map<string, list<int>>": [[("a", [1, None]), ("b", None), ("c", [])], []],
+    # Ranges and multiranges.
+    RANGE.format("int"): [
+        {"lower": 1, "upper": 5, "bounds": "[)"},
+        {"lower": None, "upper": 7, "bounds": "()"},
+        {"lower": None, "upper": None, "bounds": "()"},
+        NO_RANGE,
+    ],
+    RANGE.format("timestamptz"): [
+        {"lower": 0, "upper": None, "bounds": "[)"},
+        {"lower": -1, "upper": 9_223_371_331_199_999_999, "bounds": "[]"},
+    ],
+    f"list<{RANGE.format('decimal(12,2)')}>": [
+        [{"lower": Decimal("1.00"), "upper": Decimal("2.50"), "bounds": "[)"}, {"lower": Decimal("3.00"), "upper": None, "bounds": "[)"}],
+        [],
+        [NO_RANGE],
+    ],
+    # interval
+    "struct<months: int, days: int, micros: long>": [
+        {"months": -1, "days": 40, "micros": -(2**63)},
+        {"months": 0, "days": 0, "micros": 0},
+        {"months": 2**31 - 1, "days": -(2**31), "micros": 2**63 - 1},
+    ],
+    "list<struct<months: int, days: int, micros: long>>": [[{"months": -1, "days": 40, "micros": 5}, None], []],
+    "list<struct<m: map<string, struct<l: list<uuid>>>>>": [
+        [{"m": [("k", {"l": [U, None]}), ("z", None), ("y", {"l": None})]}, None, {"m": None}, {"m": []}],
+        [{"m": [("k", {"l": []})]}],
+    ],
+}
+PARTS = relation(("id", "long"), *((f"c{place}", kind) for place, kind in enumerate(NESTED)), name="parts")
+
+
+def any_row(key: int, chance: random.Random, values: Sequence[Sequence[Any]]) -> Row:
+    return (key, *(None if chance.random() < 0.15 else chance.choice(some) for some in values))
+
+
+def bits(kind: pa.DataType) -> pa.DataType:
+    """A type with the numbers that dates and times are inside: Python's cannot be as far from today as PostgreSQL's."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(bits(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(bits(kind.key_type), bits(kind.item_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(kind.field(place).name, bits(kind.field(place).type)) for place in range(kind.num_fields)])
+    if pa.types.is_temporal(kind):
+        return pa.int32() if pa.types.is_date(kind) else pa.int64()
+    return pa.binary(16) if kind == pa.uuid() else kind
+
+
+def comparable(value: Any) -> Any:
+    match value:
+        case float():
+            return "nan" if value != value else struct.pack("<d", value)
+        case dict():
+            return tuple((name, comparable(part)) for name, part in value.items())
+        case list() | tuple():
+            return tuple(map(comparable, value))
+    return value
 
 
 def canonical(table: pa.Table) -> list[tuple[Any, ...]]:
     """Rows in key order, as bits: -0.0 is not 0.0, and NaN is NaN."""
-    columns: list[list[Any]] = []
-    for column in table.columns:
-        kind = column.type
-        if pa.types.is_temporal(kind):
-            column = column.cast(pa.int32() if pa.types.is_date(kind) else pa.int64())
-        values = column.to_pylist()
-        if pa.types.is_floating(kind):
-            values = [None if v is None else "nan" if v != v else struct.pack("<d", v) for v in values]
-        columns.append(values)
+    stored: list[Any] = [column.cast(bits(column.type)) for column in table.columns]
+    columns = [map(comparable, column.to_pylist()) for column in stored]
     return sorted(zip(*columns, strict=True))
+
+
+def typed(values: Any, column: Column) -> Any:
+    """What an engine gave for a column, in the type it is carried in here. Engines give uuids as text, bytes or a type of their own."""
+    kind = arrow_type(column.iceberg)
+    if "uuid" not in column.iceberg:
+        return values.cast(kind)
+    found = [without_uuids(value, parse(column.iceberg)) for value in values.cast(bits(values.type)).to_pylist()]
+    return pa.array(found, bits(kind)).cast(kind)
+
+
+def without_uuids(value: Any, kind: IcebergType) -> Any:
+    match kind:
+        case _ if value is None:
+            return None
+        case Primitive("uuid"):
+            return value if isinstance(value, bytes) else uuid.UUID(value).bytes
+        case ListType(element):
+            return [without_uuids(part, element) for part in value]
+        case MapType(key, item):
+            return [(without_uuids(k, key), without_uuids(v, item)) for k, v in value]
+        case StructType(fields):
+            return {name: without_uuids(value[name], part) for name, part in fields}
+    return value
 
 
 def model(mirror: Mirror) -> list[tuple[Any, ...]]:
     return canonical(pa.Table.from_batches([batch(mirror.shape, list(mirror.model.values()))]))
+
+
+def as_pyiceberg(value: Any, kind: IcebergType) -> Any:
+    """What PyIceberg 0.12 shows for a value: a null list of structs, or map to structs, is empty there (its ``ArrowProjectionVisitor``
+    makes such arrays anew, without their nulls). Everything else is as it is."""
+    match kind:
+        case ListType(StructType()) | MapType(_, StructType()) if value is None:
+            return []
+        case _ if value is None:
+            return None
+        case ListType(element):
+            return [as_pyiceberg(part, element) for part in value]
+        case MapType(key, item):
+            return [(as_pyiceberg(k, key), as_pyiceberg(v, item)) for k, v in value]
+        case StructType(fields):
+            return {name: as_pyiceberg(value[name], part) for name, part in fields}
+    return value
+
+
+def model_in_pyiceberg(mirror: Mirror) -> list[tuple[Any, ...]]:
+    kinds = [parse(column.iceberg) for column in mirror.shape.columns]
+    rows = [tuple(map(as_pyiceberg, row, kinds)) for row in mirror.model.values()]
+    return canonical(pa.Table.from_batches([batch(mirror.shape, rows)]))
 
 
 class Engines:
@@ -84,20 +206,18 @@ class Engines:
         self.duckdb = connect([folder], memory_limit="256MB", threads=1)
 
     def _select(self, shape: Relation) -> str:
-        def said(name: str, kind: str) -> str:
-            quoted = '"' + name.replace('"', '""') + '"'
-            return f"replace({quoted}::varchar, '-', '')" if kind == "uuid" else quoted
-
-        return ", ".join(said(column.name, column.iceberg) for column in shape.columns)
+        return ", ".join('"' + column.name.replace('"', '""') + '"' for column in shape.columns)
 
     def duckdb_rows(self, mirror: Mirror, snapshot: int | None, location: str) -> list[tuple[Any, ...]]:
-        found = self.duckdb.sql(f"SELECT {self._select(mirror.shape)} FROM {iceberg_scan((location, snapshot))}").to_arrow_table()
-        columns = []
-        for place, (column, kind) in enumerate(zip(mirror.shape.columns, arrow_schema(mirror.shape.columns).types, strict=True)):
-            values: Any = found.column(place)
-            if column.iceberg == "uuid":
-                values = pa.array([None if v is None else bytes.fromhex(v) for v in values.to_pylist()], pa.binary(16))
-            columns.append(values.cast(kind))
+        return self._duckdb(mirror, iceberg_scan((location, snapshot)))
+
+    def duckdb_latest(self, mirror: Mirror, location: str) -> list[tuple[Any, ...]]:
+        """As whoever knows only the metadata.json reads it: main, with the current schema."""
+        return self._duckdb(mirror, f"iceberg_scan('{location}')")
+
+    def _duckdb(self, mirror: Mirror, source: str) -> list[tuple[Any, ...]]:
+        found = self.duckdb.sql(f"SELECT {self._select(mirror.shape)} FROM {source}").to_arrow_table()
+        columns = [typed(found.column(place), column) for place, column in enumerate(mirror.shape.columns)]
         return canonical(pa.table(columns, names=[column.name for column in mirror.shape.columns]))
 
     def duckdb_ids(self, snapshot: int, location: str) -> dict[Any, tuple[int, int]]:
@@ -105,13 +225,14 @@ class Engines:
         return {key: (row_id, updated) for key, row_id, updated in found}
 
     def pyiceberg_rows(self, mirror: Mirror, location: str, snapshot: int | None = None) -> list[tuple[Any, ...]]:
-        found = StaticTable.from_metadata(location).scan(snapshot_id=snapshot).to_arrow()
-        columns = []
-        for column, kind in zip(mirror.shape.columns, arrow_schema(mirror.shape.columns).types, strict=True):
-            values: Any = found.column(column.name)
-            if column.iceberg == "uuid":
-                values = pa.array([None if v is None else getattr(v, "bytes", v) for v in values.to_pylist()], pa.binary(16))
-            columns.append(values.cast(kind))
+        scan = StaticTable.from_metadata(location).scan(snapshot_id=snapshot)
+        if any("uuid" in column.iceberg != "uuid" for column in mirror.shape.columns) and not scan.count():
+            # PyIceberg 0.12: no result without rows where a uuid is inside another type (Arrow makes no such empty array).
+            with pytest.raises(pa.ArrowNotImplementedError, match="extension"):
+                scan.to_arrow()
+            return []
+        found = scan.to_arrow()
+        columns = [typed(found.column(column.name), column) for column in mirror.shape.columns]
         return canonical(pa.table(columns, names=[column.name for column in mirror.shape.columns]))
 
     def agree(self, mirror: Mirror) -> None:
@@ -121,7 +242,7 @@ class Engines:
         assert canonical(_everything(mirror)) == expected
         snapshot = mirror.table.snapshot_id
         assert self.duckdb_rows(mirror, snapshot, location) == expected
-        assert self.pyiceberg_rows(mirror, location) == expected
+        assert self.pyiceberg_rows(mirror, location) == model_in_pyiceberg(mirror)
         if snapshot is not None:
             ids = {key: (mirror.ids[key], mirror.updated[key]) for key in mirror.model}
             assert self.duckdb_ids(snapshot, location) == ids
@@ -146,14 +267,25 @@ def lake(tmp_path: Path, shape: Relation) -> Mirror:
 
 
 def test_every_type_through_every_kind_of_commit(tmp_path: Path, engines: Engines) -> None:
-    mirror = lake(tmp_path, EVERYTHING)
+    through_every_kind_of_commit(lake(tmp_path, EVERYTHING), engines, EVERY_VALUE)
+
+
+def test_every_nested_type_through_every_kind_of_commit(tmp_path: Path, engines: Engines) -> None:
+    through_every_kind_of_commit(lake(tmp_path, PARTS), engines, list(NESTED.values()))
+
+
+def through_every_kind_of_commit(mirror: Mirror, engines: Engines, values: Sequence[Sequence[Any]]) -> None:
     chance = random.Random(7)
+
+    def row(key: int, chance: random.Random) -> Row:
+        return any_row(key, chance, values)
+
     engines.agree(mirror)
 
     # Every special value of every type at least once, and a row of nulls.
-    longest = max(len(values) for values in SCALARS.values())
-    first = [(key, *(values[key % len(values)] for values in SCALARS.values()), "x") for key in range(longest)]
-    mirror.commit([*first, (1000, *(None for _ in SCALARS), None)])
+    longest = max(len(some) for some in values)
+    first = [(key, *(some[key % len(some)] for some in values)) for key in range(longest)]
+    mirror.commit([*first, (1000, *(None for _ in values))])
     engines.agree(mirror)
 
     mirror.commit([row(key, chance) for key in range(100, 180)])
@@ -236,3 +368,80 @@ def test_bounds_never_hide_a_row(tmp_path: Path, engines: Engines, kind: str) ->
             )
             matching = sum(value == values[key] for value in values)
             assert engines.duckdb.sql(f"SELECT count(*) FROM {source} WHERE v = {text}").fetchall() == [(matching,)]
+
+
+def counts(engines: Engines, mirror: Mirror, condition: str) -> tuple[int, int]:
+    """How many rows DuckDB and PyIceberg find; both may skip files by their bounds."""
+    location = mirror.loaded().metadata_location
+    (in_duckdb,) = engines.duckdb.sql(f"SELECT count(*) FROM iceberg_scan('{location}') WHERE {condition}").fetchall()[0]
+    return in_duckdb, len(StaticTable.from_metadata(location).scan(row_filter=condition, selected_fields=("id",)).to_arrow())
+
+
+def test_bounds_of_struct_fields_never_hide_a_row(tmp_path: Path, engines: Engines) -> None:
+    mirror = lake(tmp_path, relation(("id", "long"), ("r", RANGE.format("int"))))
+    for key in range(5):
+        mirror.commit([(key, {"lower": key * 10, "upper": None, "bounds": "[)"}), (key + 100, None), (key + 200, NO_RANGE)])
+    for key in range(5):
+        assert counts(engines, mirror, f"r.lower = {key * 10}") == (1, 1)
+    assert counts(engines, mirror, "r.lower > 15") == (3, 3)
+    assert counts(engines, mirror, "r.bounds = 'empty'") == (5, 5)
+    assert counts(engines, mirror, "r.lower IS NULL") == (10, 10)
+
+
+def test_a_table_that_follows_its_source(tmp_path: Path, engines: Engines) -> None:
+    """Files from before a column show its default, files from before a type grew are read by it; names do not matter."""
+    mirror = lake(
+        tmp_path,
+        relation(("id", "long"), ("n", "int"), ("f", "float"), ("d", "decimal(9,2)"), ("l", "list<struct<a: int>>"), ("gone", "string")),
+    )
+    mirror.commit([(key, key * 10, key / 3, Decimal(key) / 4, [{"a": key}, None], "x") for key in range(6)])
+    mirror.commit([(1, -5, None, None, [], None)], delete=[5])
+    first, first_shape, first_rows = mirror.table.snapshot_id, mirror.shape, model(mirror)
+
+    added = [Column(f"a{place}", 100 + place, 0, -1, "added", kind, default=text) for place, (kind, text, _, _) in enumerate(DEFAULTS)] + [
+        Column("parts", 200, 0, -1, "added", "struct<u: list<uuid>>"),
+        Column("none", 201, 0, -1, "added", "int"),
+    ]
+    values = tuple(value for _, _, _, value in DEFAULTS)
+    mirror.evolve(replace(mirror.shape, columns=(*mirror.shape.columns, *added)), lambda row: (*row, *values, None, None))
+    location = mirror.loaded().metadata_location
+    assert engines.duckdb_latest(mirror, location) == model(mirror)
+    assert engines.pyiceberg_rows(mirror, location) == model_in_pyiceberg(mirror)
+    # At a snapshot both read by the schema the snapshot was made with.
+    names = [column.name for column in first_shape.columns]
+    assert engines.duckdb.sql(f"SELECT * FROM {iceberg_scan((location, first))}").columns == names
+    assert StaticTable.from_metadata(location).scan(snapshot_id=first).to_arrow().column_names == names
+
+    # A null that was written is not the default.
+    nothing = (None,) * len(DEFAULTS)
+    mirror.commit(
+        [(2, 0, None, None, None, None, *nothing, {"u": [U, None]}, 5), (7, 7, 7.5, None, None, "y", *values, {"u": None}, None)],
+        delete=[0],
+    )
+    engines.agree(mirror)
+    for place in (place for place, (kind, *_) in enumerate(DEFAULTS) if kind in ("int", "long")):
+        value = DEFAULTS[place][3]
+        alike = sum(row[6 + place] == value for row in mirror.model.values())
+        assert counts(engines, mirror, f"a{place} = {value}") == (alike, alike)
+        assert counts(engines, mirror, f"a{place} IS NULL") == (1, 1)
+        assert counts(engines, mirror, f"a{place} = 12345") == (0, 0)
+
+    wider = {"n": "long", "f": "double", "d": "decimal(20,2)", "l": "list<struct<a: long>>"}
+    columns = [replace(column, iceberg=wider.get(column.name, column.iceberg)) for column in mirror.shape.columns if column.name != "gone"]
+    columns[1] = replace(columns[1], name="gone")  # the name is free again
+    mirror.evolve(
+        replace(mirror.shape, columns=tuple(columns)),
+        lambda row: (*row[:2], None if row[2] is None else float(np.float32(row[2])), *row[3:5], *row[6:]),
+    )
+    assert engines.duckdb_latest(mirror, mirror.loaded().metadata_location) == model(mirror)
+    mirror.commit([(3, 2**40, 0.1, Decimal("123456789012.25"), [{"a": 2**40}], *nothing, None, None)])
+    engines.agree(mirror)
+    for condition in ("gone = 40", "gone = -5", f"gone > {2**39}", f"gone = {2**40}", "d = 1.00", "d > 100000000000", "f = 7.5", "f = 0.1"):
+        assert counts(engines, mirror, condition) == (1, 1), condition
+    mirror.compact(list(mirror.table.files))
+    engines.agree(mirror)
+    # The past is as it was.
+    was = Mirror.__new__(Mirror)
+    was.shape = first_shape
+    assert engines.duckdb_rows(was, first, mirror.loaded().metadata_location) == first_rows
+    assert engines.pyiceberg_rows(was, mirror.loaded().metadata_location, first) == first_rows

@@ -416,9 +416,6 @@ def _check_schema(schema: Json) -> set[int]:
         if not isinstance(ident, int) or isinstance(ident, bool) or ident in ids:
             raise _bad("schema", f"the field id {ident} is not an int, or is there twice")
         ids.add(ident)
-    names = [field["name"] for field in schema["fields"]]
-    if len(set(names)) != len(names):
-        raise _bad("schema", "a column's name is there twice")
     missing = set(schema.get("identifier-field-ids", ())) - ids
     if missing:
         raise _bad("schema", f"identifier-field-ids names {sorted(missing)}, which no field has")
@@ -430,6 +427,9 @@ def _field_ids(kind: Any) -> Iterator[Any]:
         return
     match kind.get("type"):
         case "struct":
+            names = [field["name"] for field in kind["fields"]]
+            if len(set(names)) != len(names):
+                raise _bad("schema", "a field's name is there twice")
             for field in kind["fields"]:
                 yield field["id"]
                 yield from _field_ids(field["type"])

@@ -25,6 +25,12 @@ SCHEMA: Json = {
 }
 
 
+def nested(*fields: Json) -> Json:
+    """A schema with a list (element 9) of structs of these fields."""
+    column = {"type": "list", "element-id": 9, "element": {"type": "struct", "fields": list(fields)}, "element-required": False}
+    return {"type": "struct", "fields": [{"id": 1, "name": "a", "required": False, "type": column}]}
+
+
 def table(**changes: Any) -> Json:
     return {**new_table("u-1", "/lake/t", SCHEMA, {"a": "1"}, 1_000), **changes}
 
@@ -67,6 +73,9 @@ def test_a_new_table_is_version_3_and_empty() -> None:
         {"type": "struct", "fields": [{"id": 1, "name": "a", "type": "int"}, {"id": 1, "name": "b", "type": "int"}]},
         {"type": "struct", "fields": [{"id": 1, "name": "a", "type": "int"}, {"id": 2, "name": "a", "type": "int"}]},
         {"type": "struct", "fields": [{"id": 1, "name": "a", "type": "int"}], "identifier-field-ids": [2]},
+        nested({"id": 2, "name": "x", "type": "int"}, {"id": 3, "name": "x", "type": "int"}),
+        nested({"id": 1, "name": "x", "type": "int"}),
+        nested({"id": 3, "name": "x", "type": {"type": "map", "key-id": 4, "key": "int", "value-id": 4, "value": "int"}}),
     ],
 )
 def test_a_schema_that_contradicts_itself_is_refused(schema: Json) -> None:
@@ -208,6 +217,8 @@ def test_schemas_specs_and_orders() -> None:
     current: Json = {"action": "set-current-schema", "schema-id": -1}
     metadata = apply(table(), [{"action": "add-schema", "schema": wider}, current], 0)
     assert (metadata["current-schema-id"], metadata["last-column-id"]) == (1, 8)
+    deep = nested({"id": 40, "name": "x", "type": {"type": "map", "key-id": 41, "key": "int", "value-id": 42, "value": "int"}})
+    assert apply(metadata, [{"action": "add-schema", "schema": deep}, current], 0)["last-column-id"] == 42
     back = apply(metadata, [{"action": "add-schema", "schema": SCHEMA}, current], 0)
     assert (back["current-schema-id"], len(back["schemas"])) == (0, 2)
     fewer = apply(back, [{"action": "remove-schemas", "schema-ids": [1]}], 0)

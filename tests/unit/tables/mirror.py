@@ -2,7 +2,7 @@
 
 import random
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ import pyarrow as pa
 from icelake.catalog.store import SqliteCatalog
 from icelake.errors import Corrupt
 from icelake.model.relation import Column, Relation
-from icelake.ports import Json, LoadedTable, Storage, StoredFile, arrow_schema
+from icelake.ports import Json, LoadedTable, Storage, StoredFile, TableChange, arrow_schema
 from icelake.tables.expire import expire
 from icelake.tables.rewrite import choose, rewrite
-from icelake.tables.schema import iceberg_schema, table_properties
+from icelake.tables.schema import evolve, iceberg_schema, table_properties
 from icelake.tables.table import Delta, Table
 
 Row = tuple[Any, ...]
@@ -173,6 +173,16 @@ class Mirror:
             assert self.ids[key] == row_id
             self.where[key] = (no, position)
         return head
+
+    def evolve(self, shape: Relation, remodel: Callable[[Row], Row]) -> None:
+        """Follow the source's new shape, in which the rows there are look like ``remodel`` makes them."""
+        metadata = self.table.metadata
+        same = {"type": "assert-current-schema-id", "current-schema-id": metadata["current-schema-id"]}
+        last = {"type": "assert-last-assigned-field-id", "last-assigned-field-id": metadata["last-column-id"]}
+        (loaded,) = self.catalog.commit([TableChange(shape.id, [same, last], evolve(metadata, shape))])
+        self.table.adopt(loaded, None)
+        self.shape = shape
+        self.model = {key: remodel(row) for key, row in self.model.items()}
 
     def expire(self, drop: Sequence[int]) -> list[str]:
         """Drop snapshots and delete what is not needed any more."""

@@ -8,17 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyiceberg.conversions import to_bytes
 from pyiceberg.types import BinaryType, BooleanType, DateType, DecimalType, DoubleType, FloatType, IntegerType, LongType, StringType
 
 from icelake.errors import Corrupt
+from icelake.model.types import IcebergType
 from icelake.ports import arrow_type
 from icelake.tables import data_files
 from icelake.tables.data_files import DataFiles, Wanted, bounds, encode, in_file
-from icelake.tables.schema import fields_of, iceberg_schema, table_properties
-from tests.unit.tables.mirror import MemoryStorage, batch, relation
+from icelake.tables.keys import hash_rows
+from icelake.tables.schema import Fields, fields_of, iceberg_schema, table_properties
+from tests.unit.tables.mirror import MemoryStorage, Mirror, batch, relation
+from tests.unit.tables.nested import TYPES as ANY_TYPE
+from tests.unit.tables.nested import values as any_value
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -201,3 +205,142 @@ def test_dictionaries_are_for_columns_that_repeat() -> None:
     assert not footer.column(0).has_dictionary_page
     rows = [(n, None, f"text {n}", None, None) for n in range(3000)]
     assert not encode(in_file(batch(SHAPE, rows), FIELDS.plain), TYPES).footer.row_group(0).column(2).has_dictionary_page
+
+
+# ------------------------------------------------------------------------------------------------------------- nested
+
+
+def fields_for(*columns: tuple[str, str]) -> Fields:
+    shape = relation(("id", "long"), *columns)
+    return fields_of({"current-schema-id": 0, "schemas": [iceberg_schema(shape)], "properties": table_properties(shape)})
+
+
+def file_of(fields: Fields, rows: list[Any]) -> data_files.Encoded:
+    shape = fields.relation
+    return encode(in_file(batch(shape, rows), fields.plain), [column.iceberg for column in shape.columns])
+
+
+def metrics_of(encoded: data_files.Encoded, name: str) -> dict[int, Any]:
+    return {pair["key"]: pair["value"] for pair in encoded.record[name]}
+
+
+@st.composite
+def nested_rows(draw: Any) -> tuple[list[tuple[str, str]], list[tuple[Any, ...]]]:
+    kinds: list[IcebergType] = draw(st.lists(ANY_TYPE, min_size=1, max_size=2))
+    rows = draw(st.lists(st.tuples(*(any_value(kind) for kind in kinds)), min_size=1, max_size=5))
+    return [(f"c{place}", str(kind)) for place, kind in enumerate(kinds)], [(at, *row) for at, row in enumerate(rows)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(nested_rows(), st.data())
+def test_nested_values_come_back(table: tuple[list[tuple[str, str]], list[tuple[Any, ...]]], data: Any) -> None:
+    columns, rows = table
+    fields = fields_for(*columns)
+    storage = MemoryStorage()
+    storage.write("/f", file_of(fields, rows).data)
+    wanted = [Wanted(fields.ids[c.name], c.name, arrow_type(c.iceberg)) for c in fields.relation.columns]
+    positions = np.array(sorted(data.draw(st.sets(st.integers(0, len(rows) - 1)))), np.int64)
+    files = DataFiles(storage)
+    for found, expected in (
+        (files.read("/f", len(rows), wanted), rows),
+        (files.take("/f", len(rows), wanted, positions), [rows[at] for at in positions]),
+    ):
+        whole = batch(fields.relation, expected)
+        assert found.schema == whole.schema
+        (found_batch,) = found.combine_chunks().to_batches() or [whole.slice(0, 0)]
+        assert (hash_rows(found_batch, (1, 2)) == hash_rows(whole, (1, 2))).all()
+        assert found_batch.num_rows == len(expected)
+
+
+NESTED = fields_for(("r", "struct<lower: int, upper: double, bounds: string>"), ("l", "list<int>"), ("m", "map<string, uuid>"))
+
+
+def test_nested_parquet_is_the_spec_s() -> None:
+    text = str(file_of(NESTED, [(1, None, [1, None], [("a", bytes(16))])]).footer.schema)
+    for line in (
+        "optional group field_id=2 r {",
+        "optional int32 field_id=5 lower;",
+        "optional group field_id=3 l (List) {",
+        "repeated group field_id=-1 list {",
+        "optional int32 field_id=8 element;",
+        "optional group field_id=4 m (Map) {",
+        "repeated group field_id=-1 key_value {",
+        "required binary field_id=9 key (String);",
+        "optional fixed_len_byte_array(16) field_id=10 value (UUID);",
+    ):
+        assert line in text, text
+
+
+def test_metrics_are_those_of_columns_and_struct_fields() -> None:
+    rows = [
+        (1, {"lower": 5, "upper": float("nan"), "bounds": "[)"}, [7], [("k", None)]),
+        (2, {"lower": None, "upper": 2.5, "bounds": "empty"}, [], []),
+        (3, None, None, None),
+        (4, {"lower": -5, "upper": None, "bounds": None}, [None, 9], None),
+    ]
+    encoded = file_of(NESTED, rows)
+    assert metrics_of(encoded, "value_counts") == dict.fromkeys((1, 5, 6, 7), 4)
+    assert metrics_of(encoded, "null_value_counts") == {1: 0, 5: 2, 6: 2, 7: 2}
+    assert metrics_of(encoded, "nan_value_counts") == {6: 1}
+    lower, upper = metrics_of(encoded, "lower_bounds"), metrics_of(encoded, "upper_bounds")
+    assert {ident: back(bound, "int") for ident, bound in lower.items() if ident == 5} == {5: -5}
+    assert back(upper[5], "int") == 5
+    assert (back(lower[6], "double"), back(upper[6], "double")) == (2.5, 2.5)
+    assert (lower[7], upper[7]) == (b"[)", b"empty")
+    assert lower.keys() == upper.keys() == {1, 5, 6, 7}
+    sizes = metrics_of(encoded, "column_sizes")
+    assert sizes.keys() == {1, 5, 6, 7, 8, 9, 10}
+    row_group = encoded.footer.row_group(0)
+    assert list(sizes.values()) == [row_group.column(place).total_compressed_size for place in range(7)]
+
+
+def test_a_file_too_old_for_a_column_has_its_default() -> None:
+    files, _ = stored(ROWS)
+    given_default = Wanted(99, "n", pa.int64(), pa.scalar(7, pa.int64()))
+    assert files.read("/f", 3, [given_default]).column("n").to_pylist() == [7, 7, 7]
+    nested = Wanted(98, "l", arrow_type("list<uuid>"))
+    found = files.take("/f", 3, [nested, given_default, *wanted("id")], np.array([1, 2], np.int64))
+    assert found.to_pylist() == [{"l": None, "n": 7, "id": 2}, {"l": None, "n": 7, "id": 3}]
+    # One that the file has is not touched.
+    assert files.read("/f", 3, [Wanted(3, "s", pa.string(), pa.scalar("x"))]).column("s").to_pylist() == ["a", None, "b"]
+
+
+def test_a_file_narrower_than_its_column_is_widened() -> None:
+    fields = fields_for(("n", "int"), ("f", "float"), ("d", "decimal(9,2)"), ("l", "list<struct<a: int>>"))
+    storage = MemoryStorage()
+    storage.write("/f", file_of(fields, [(1, -5, 0.1, Decimal("1.25"), [{"a": 3}, None]), (2, None, None, None, None)]).data)
+    kinds = ["long", "double", "decimal(20,2)", "list<struct<a: long>>"]
+    found = DataFiles(storage).read("/f", 2, [Wanted(place + 2, kind, arrow_type(kind)) for place, kind in enumerate(kinds)])
+    assert found.to_pylist() == [
+        {"long": -5, "double": 0.10000000149011612, "decimal(20,2)": Decimal("1.25"), "list<struct<a: long>>": [{"a": 3}, None]},
+        dict.fromkeys(kinds),
+    ]
+
+
+def test_dictionaries_are_for_fields_that_repeat_too() -> None:
+    rows = [(n, {"lower": n, "upper": 0.0, "bounds": "[)" if n % 2 else "empty"}, [n], None) for n in range(3000)]
+    group = file_of(NESTED, rows).footer.row_group(0)
+    assert [group.column(place).has_dictionary_page for place in range(7)] == [False, False, False, True, False, False, False]
+
+
+def test_a_wide_value_has_a_row_group_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no statistics, of which the writer would keep many copies. The validator takes the file all the same."""
+    monkeypatch.setattr(data_files, "_GROUP_BYTES", 1 << 20)
+    mirror = Mirror(relation(("id", "long"), ("v", "string"), ("w", "struct<b: binary>"), ("l", "list<string>")))
+    rows = [(key, "x" * (2 << 20), {"b": b"y" * (2 << 20)}, ["z" * (2 << 20)]) for key in range(3)]
+    mirror.commit([*rows, (3, None, None, None)])
+    mirror.commit([(1, "short", None, [])])
+    mirror.check()
+    path = next(file.path for file in mirror.table.files.values() if file.record_count == 4)
+    footer = pq.read_metadata(io.BytesIO(mirror.storage.files[path]))
+    assert footer.num_row_groups == 4
+    assert [footer.row_group(0).column(place).is_stats_set for place in range(4)] == [True, False, False, False]
+
+
+def test_as_many_columns_as_postgresql_has() -> None:
+    kinds = ["int", "string", "decimal(12,2)", "list<int>", "struct<a: int, b: string>"]
+    values = [7, "x", Decimal("1.25"), [1, None], {"a": None, "b": "y"}]
+    mirror = Mirror(relation(("id", "long"), *((f"c{n}", kinds[n % 5]) for n in range(1599))))
+    mirror.commit([(key, *(values[n % 5] for n in range(1599))) for key in range(3)])
+    mirror.commit([(1, *([None] * 1599))], delete=[0])
+    mirror.check()

@@ -248,7 +248,7 @@ def turned(value: Any, kind: IcebergType) -> Any:
     return value
 
 
-@settings(deadline=None)  # the first call compiles
+@settings(max_examples=60, deadline=None)  # the first call compiles
 @given(tables())
 def test_rows_are_equal_just_if_their_hashes_are(table: tuple[list[IcebergType], list[tuple[Any, ...]]]) -> None:
     kinds, rows = table
@@ -264,7 +264,7 @@ def test_rows_are_equal_just_if_their_hashes_are(table: tuple[list[IcebergType],
         assert hash_rows(rows_of(kinds, rows[at : at + 1]), SEED)[0].tobytes() == hashes[at]
 
 
-@settings(deadline=None)  # the first call compiles
+@settings(max_examples=60, deadline=None)  # the first call compiles
 @given(tables())
 def test_rows_are_hashed_as_described(table: tuple[list[IcebergType], list[tuple[Any, ...]]]) -> None:
     kinds, rows = table

@@ -1,4 +1,5 @@
 import random
+from decimal import Decimal
 
 import pyarrow.parquet as pq
 import pytest
@@ -7,7 +8,7 @@ from icelake.errors import Corrupt
 from icelake.model.marker import Marker
 from icelake.tables import rewrite as rewriting
 from icelake.tables.rewrite import choose, rewrite
-from tests.unit.tables.mirror import SMALL, Mirror
+from tests.unit.tables.mirror import SMALL, Mirror, relation
 
 
 def test_nothing_is_worth_rewriting_in_a_young_table() -> None:
@@ -109,3 +110,28 @@ def test_lineage_is_written_out() -> None:
     (file,) = mirror.table.files.values()
     rows = pq.read_table(mirror.storage.open(file.path)).to_pylist()
     assert [(row["_row_id"], row["_last_updated_sequence_number"]) for row in rows] == [(0, 1), (1, 2)]
+
+
+def test_nested_values_move_as_they_are() -> None:
+    mirror = Mirror(
+        relation(
+            ("id", "long"),
+            ("l", "list<struct<a: uuid, d: decimal(9,2)>>"),
+            ("m", "map<string, list<int>>"),
+            ("s", "struct<lower: double, tags: list<string>>"),
+        )
+    )
+    values = [
+        ([{"a": bytes(range(16)), "d": Decimal("1.25")}, {"a": None, "d": None}, None], [("k", [1, None]), ("n", None)], None),
+        ([], [], {"lower": None, "tags": None}),
+        (None, None, {"lower": -0.0, "tags": ["", None]}),
+    ]
+    for step in range(8):
+        mirror.commit([(3 * step + n, *values[n]) for n in range(3)])
+    mirror.commit([(4, *values[0])], delete=[0, 5])
+    mirror.compact(list(mirror.table.files))
+    assert len(mirror.table.files) == 1
+    mirror.check()
+    mirror.commit([(7, *values[2])], delete=[8])
+    mirror.compact(list(mirror.table.files))
+    mirror.check()

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icelake.catalog.metadata import apply, new_table
@@ -24,6 +24,9 @@ from tests.unit.tables.nested import TYPES
 def metadata(shape: Relation) -> Json:
     return {"current-schema-id": 0, "schemas": [iceberg_schema(shape)], "properties": table_properties(shape)}
 
+
+FEW = settings(max_examples=30, deadline=None)
+"""Relations of any types are slow to draw."""
 
 NAMES = st.text(min_size=1, max_size=8).filter(lambda name: "." not in name and name.lower() not in (ROW_ID, LAST_UPDATED))
 
@@ -74,11 +77,13 @@ def relations(draw: Any) -> Relation:
     )
 
 
+@FEW
 @given(relations())
 def test_a_relation_comes_back_as_it_was(shape: Relation) -> None:
     assert relation_of(metadata(shape)) == shape
 
 
+@FEW
 @given(relations())
 def test_identifier_fields_are_required_and_no_floats(shape: Relation) -> None:
     schema = iceberg_schema(shape)
@@ -100,6 +105,7 @@ def ids_in(kind: Any) -> list[int]:
     return []
 
 
+@FEW
 @given(relations())
 def test_nested_ids_follow_those_of_all_columns(shape: Relation) -> None:
     fields = iceberg_schema(shape)["fields"]
@@ -107,6 +113,7 @@ def test_nested_ids_follow_those_of_all_columns(shape: Relation) -> None:
     assert given_out == list(range(1, len(given_out) + 1))
 
 
+@FEW
 @given(relations())
 def test_the_arrow_schemas_have_every_field_id(shape: Relation) -> None:
     document = metadata(shape)
@@ -298,11 +305,13 @@ ID, N, F, D, L = SHAPE.columns
 ADDED = Column("added", 6, 0, -1, "integer", "int", default="7")
 
 
+@FEW
 @given(relations())
 def test_nothing_new_is_no_update(shape: Relation) -> None:
     assert evolve(made(shape), shape) == []
 
 
+@FEW
 @given(st.data())
 def test_columns_come_go_and_are_renamed(data: Any) -> None:
     """Whatever happened: the relation comes back, a column's field id is its attnum's for ever, and no id is used again."""

@@ -14,10 +14,12 @@ import pytest
 from icelake.errors import Corrupt
 from icelake.tables import deletion_vectors, table
 from icelake.tables.manifests import ADDED, DELETED, EXISTING, Record, decode_manifest, decode_manifest_list
+from icelake.tables.schema import fields_of
 from icelake.tables.validate import Proposal, validate
 from tests.unit.tables.mirror import Mirror, relation
 
-SHAPE = relation(("id", "long"), ("f", "double"), ("text", "string"))
+SHAPE = relation(("id", "long"), ("f", "double"), ("text", "string"), ("span", "struct<lower: int, tags: list<uuid>>"))
+"""Field ids: the columns 1 to 4, ``span.lower`` 5, ``span.tags`` 6 and its elements 7."""
 
 
 class Draft:
@@ -77,10 +79,15 @@ def proposal(monkeypatch: pytest.MonkeyPatch) -> Proposal:
     monkeypatch.setattr(table, "validate", remember)
     mirror = Mirror(SHAPE)
     for step in range(8):
-        mirror.commit([(10 * step + n, float(n), "t" * (n + 12)) for n in range(6)])
-    mirror.commit([(0, 1.0, "x"), (10, 1.0, "x"), (20, 1.0, "x")])
+        mirror.commit([(10 * step + n, float(n), "t" * (n + 12), {"lower": n, "tags": []}) for n in range(6)])
+    mirror.commit([(0, 1.0, "x", None), (10, 1.0, "x", None), (20, 1.0, "x", None)])
     mirror.commit(
-        [(1, 2.0, "y"), (30, float("nan"), "z" * 40), (31, 0.0, None), (99, -0.0, "new")],
+        [
+            (1, 2.0, "y", {"lower": 7, "tags": [bytes(16), None]}),
+            (30, float("nan"), "z" * 40, None),
+            (31, 0.0, None, {"lower": None, "tags": None}),
+            (99, -0.0, "new", {"lower": 3, "tags": []}),
+        ],
         delete=[11, *range(50, 56), *(21, 22, 23, 24, 25)],
     )
     return seen[-1]
@@ -382,10 +389,60 @@ def _(draft: Draft) -> None:
     file(0, ADDED)(draft)["value_counts"].pop()
 
 
+@breaks("a lower bound is not above")
+def _(draft: Draft) -> None:
+    bound(draft, "lower_bounds", 5, struct.pack("<i", 4))
+
+
+@breaks("null_value_counts")
+def _(draft: Draft) -> None:
+    """A field's nulls are those of its struct too."""
+    next(pair for pair in file(0, ADDED)(draft)["null_value_counts"] if pair["key"] == 5)["value"] -= 1
+
+
+@breaks("lower_bounds are of columns and struct fields")
+def _(draft: Draft) -> None:
+    file(0, ADDED)(draft)["lower_bounds"].append({"key": 7, "value": bytes(16)})
+
+
+@breaks("value_counts are of columns and struct fields")
+def _(draft: Draft) -> None:
+    file(0, ADDED)(draft)["value_counts"].append({"key": 7, "value": 4})
+
+
+@breaks("column_sizes are the footer's")
+def _(draft: Draft) -> None:
+    next(pair for pair in file(0, ADDED)(draft)["column_sizes"] if pair["key"] == 7)["value"] += 1
+
+
+for span in (
+    "struct<lower: int, tags: list<binary>>",
+    "struct<lower: long, tags: list<uuid>>",
+    "struct<lower: int, tag: list<uuid>>",
+    "struct<lower: int, tags: list<uuid>, more: int>",
+    "struct<tags: list<uuid>, lower: int>",
+    "list<uuid>",
+):
+
+    def _fields(draft: Draft, span: str = span) -> None:
+        draft.other["fields"] = Mirror(relation(("id", "long"), ("f", "double"), ("text", "string"), ("span", span))).table.fields
+
+    breaks("field ids of a data file")(_fields)
+
+
 @breaks("field ids of a data file")
 def _(draft: Draft) -> None:
-    other = Mirror(relation(("id", "long"), ("f", "double"), ("other", "string"))).table.fields
-    draft.other["fields"] = other
+    """Two nested ids the other way round: only ids tell."""
+    metadata = Mirror(SHAPE).table.metadata
+    schema = orjson.loads(orjson.dumps(metadata["schemas"][0]))
+    tags = schema["fields"][3]["type"]["fields"][1]
+    tags["id"], tags["type"]["element-id"] = tags["type"]["element-id"], tags["id"]
+    draft.other["fields"] = fields_of({**metadata, "schemas": [schema]})
+
+
+@breaks("field ids of a data file")
+def _(draft: Draft) -> None:
+    draft.other["fields"] = Mirror(relation(("id", "long"), ("f", "double"), ("other", "string"), ("span", "int"))).table.fields
 
 
 @pytest.mark.parametrize("name", list(BREAKS))
@@ -402,7 +459,7 @@ def test_a_broken_rule_is_named(proposal: Proposal, name: str) -> None:
 def test_a_commit_that_would_break_the_table_writes_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect in the writer is stopped by what it wrote, before anything reaches the catalog."""
     mirror = Mirror(SHAPE)
-    mirror.commit([(1, 1.0, "x"), (2, 1.0, "x")])
+    mirror.commit([(1, 1.0, "x", None), (2, 1.0, "x", None)])
     monkeypatch.setattr(deletion_vectors, "BLOB_OFFSET", 5)
     before = set(mirror.storage.files)
     with pytest.raises(Corrupt, match="COMMIT_INVALID"):
