@@ -20,6 +20,8 @@ class Column:
     nullable: bool = True
     out_of_range: Literal["error", "null"] = "error"
     """What a value that PostgreSQL can hold and ``iceberg`` cannot becomes; on key columns always an error."""
+    source: str = ""
+    """What its values' text is made of (``sources.postgres.types``), where ``type_oid`` and ``typmod`` do not say it by themselves."""
 
 
 @dataclass(frozen=True, slots=True)

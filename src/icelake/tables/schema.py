@@ -78,6 +78,7 @@ def table_properties(relation: Relation) -> dict[str, str]:
             "iceberg": column.iceberg,
             "nullable": column.nullable,
             "out-of-range": column.out_of_range,
+            "source": column.source,
         }
         for number, column in enumerate(relation.columns, start=1)
     ]
@@ -192,6 +193,7 @@ def _column(field: Mapping[str, Any], listed: Mapping[int, Mapping[str, Any]]) -
         iceberg=field["type"],
         nullable=entry["nullable"],
         out_of_range=entry["out-of-range"],
+        source=entry["source"],
     )
 
 
