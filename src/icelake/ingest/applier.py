@@ -49,6 +49,7 @@ from icelake.ports import (
     Stream,
     TableChange,
 )
+from icelake.sources.postgres.choices import as_held
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import IndexFiles, KeyIndex
 from icelake.tables.schema import iceberg_schema, table_properties
@@ -121,10 +122,12 @@ class Applier:
         index_files: Callable[[TableId], IndexFiles | None],
         tables: Sequence[str],
         exclude: Sequence[str] = (),
-        refuse: Callable[[Relation], Refusal | None] = lambda _: None,
+        judge: Callable[[Relation], Relation | Refusal] = lambda relation: relation,
         settings: Settings | None = None,
     ) -> None:
-        """``tables`` and ``exclude``: ``schema.name`` or ``schema.*``. ``refuse``: what the project has against a table, if anything.
+        """``tables`` and ``exclude``: ``schema.name`` or ``schema.*``. ``judge``: the relation with what the project chooses
+
+        for its columns (of a table that is made now: what the lake holds stays), or what the project has against it.
 
         ``index_files``: where a table's key index is kept; None: in memory only.
         """
@@ -139,7 +142,7 @@ class Applier:
         self._index_files = index_files
         self._wanted = tuple(tables)
         self._exclude = frozenset(exclude)
-        self._refuse = refuse
+        self._judge = judge
         self._control = Control(name, catalog, storage, clock, chance)
         self._identity: SourceIdentity
         self._slot = ""
@@ -270,7 +273,7 @@ class Applier:
         return list(relations.values())
 
     def _judged(self, entry: Relation | Refusal) -> Relation | Refusal:
-        return entry if isinstance(entry, Refusal) else self._refuse(entry) or entry
+        return entry if isinstance(entry, Refusal) else self._judge(entry)
 
     def _excluded(self, entry: Relation | Refusal) -> bool:
         return f"{entry.schema}.{entry.name}" in self._exclude or f"{entry.schema}.*" in self._exclude
@@ -372,6 +375,7 @@ class Applier:
                 "move it out of the way, or give the mirror's source another catalog",
             )
         table = Table.open(loaded, self._storage, self._clock, self._chance)
+        relation = as_held(relation, table.relation)
         if _shape(table.relation) != _shape(relation):
             raise UnsupportedTable(
                 "TABLE_CHANGED",
@@ -741,7 +745,7 @@ def _shape(relation: Relation) -> Relation:
 
 def _difference(lake: Relation, source: Relation) -> str:
     def columns(relation: Relation) -> set[str]:
-        return {f"{c.name} {c.pg_type} (attnum {c.attnum})" for c in relation.columns}
+        return {f"{c.name} {c.pg_type} (attnum {c.attnum}{', made of ' + c.source if c.source else ''})" for c in relation.columns}
 
     parts = []
     if lake.oid != source.oid:

@@ -25,6 +25,16 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What a project chooses for a column over what the type contract makes of it; None leaves that as it is."""
+
+    type: str | None = None
+    """``string`` (PostgreSQL's exact text), or, for a numeric, ``decimal(p,s)``."""
+    out_of_range: Literal["error", "null", "text"] | None = None
+    """What a value the Iceberg type cannot hold becomes; ``text``: a column that can hold such values is a string."""
+
+
+@dataclass(frozen=True, slots=True)
 class TableId:
     """A table in the catalog: ``namespace.name``; for mirrors these are the PostgreSQL schema and table names."""
 
