@@ -645,7 +645,7 @@ def split(
                             good = False
                     elif size == 0 or grammar == HSTORE:
                         good = False
-                elif size == 0 or inside or depth != 0:
+                elif size == 0 or inside or depth != 0 or (grammar == MULTIRANGE and out[begin] != 40 and out[begin] != 91):
                     good = False
             if not good:
                 break

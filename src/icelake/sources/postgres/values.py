@@ -109,26 +109,30 @@ class _Place:
 
     def refuse(self, fields: Fields, at: int, iceberg: IcebergType) -> None:
         """The value cannot be read as ``iceberg``: raises, unless it is out of contract and the policy is to make it null."""
-        value = fields.text(at)
-        why = _beyond(value, iceberg)
-        if why and self.column.out_of_range == "null":
-            return
-        shown = repr(value.decode("utf-8", "backslashreplace"))
-        if len(value) > _SHOWN:
-            shown = f"{value[:_SHOWN].decode('utf-8', 'backslashreplace')!r}... ({len(value)} bytes)"
-        if why:
+        why = _beyond(fields.text(at), iceberg)
+        if not why:
+            raise self.corrupt(fields, at)
+        if self.column.out_of_range == "error":
             raise ValueOutOfContract(
                 "VALUE_OUT_OF_CONTRACT",
-                f"{self} holds {shown}, which Iceberg's {iceberg} cannot hold",
+                f"{self} holds {_shown(fields.text(at))}, which Iceberg's {iceberg} cannot hold",
                 why,
-                "change the value in PostgreSQL, then start again",
+                "change the value in PostgreSQL, then start again; or choose out_of_range for the column before its table is made",
             )
-        raise Corrupt(
+
+    def corrupt(self, fields: Fields, at: int) -> Corrupt:
+        """The value is none of its type."""
+        return Corrupt(
             "VALUE_CORRUPT",
-            f"{self} came as {shown}, which PostgreSQL does not print for that type",
+            f"{self} came as {_shown(fields.text(at))}, which PostgreSQL does not print for that type",
             "the bytes are damaged, or something between the server and here changed the session's settings",
             "check that nothing (a pooler, ALTER ROLE ... SET) overrides DateStyle, bytea_output or client_encoding; then start again",
         )
+
+
+def _shown(value: bytes) -> str:
+    shown = repr(value[:_SHOWN].decode("utf-8", "backslashreplace"))
+    return shown if len(value) <= _SHOWN else f"{shown}... ({len(value)} bytes)"
 
 
 def _reader(source: PgType, iceberg: IcebergType, place: _Place) -> Reader:
@@ -177,7 +181,7 @@ def _leaf(name: str, iceberg: Primitive, place: _Place) -> Reader | None:
             return _fixed(kernels.parse_uuid, (), np.uint8, 16, iceberg, place)
         case (("numeric" | "money"), _) if iceberg.decimal is not None:
             read = _fixed(kernels.parse_decimal, iceberg.decimal, np.uint64, 2, iceberg, place)
-            return read if name == "numeric" else lambda fields: read(_money(fields, iceberg, place))
+            return read if name == "numeric" else lambda fields: read(_money(fields, place))
     return None
 
 
@@ -228,7 +232,7 @@ def _booleans(fields: Fields, place: _Place) -> "pa.Array[Any]":
     out = np.zeros((count + 7) >> 3, np.uint8)
     at = kernels.parse_bool(fields.buffer, fields.start, fields.length, out)
     if at < count:
-        place.refuse(fields, at, Primitive("boolean"))
+        raise place.corrupt(fields, at)
     validity, nulls = _validity(fields.length)
     return pa.Array.from_buffers(pa.bool_(), count, [validity, _buffer(out)], nulls)
 
@@ -264,10 +268,10 @@ def _strings(fields: Fields, place: _Place) -> "pa.Array[Any]":
         try:
             text.validate(full=True)
         except pa.ArrowInvalid:
-            place.refuse(fields, _first(fields, _not_utf8), _STRING)
+            raise place.corrupt(fields, _first(fields, _not_utf8))
         characters = read_only(raw.buffers()[2])
         if np.count_nonzero(characters) != len(characters):
-            place.refuse(fields, _first(fields, lambda value: b"\0" in value), _STRING)
+            raise place.corrupt(fields, _first(fields, lambda value: b"\0" in value))
     return text
 
 
@@ -291,11 +295,11 @@ def _binary(fields: Fields, prefix: int, place: _Place) -> "pa.Array[Any]":
     sizes = np.empty(count, np.int32)
     at = kernels.hex_lengths(fields.buffer, fields.start, fields.length, prefix, sizes)
     if at < count:
-        place.refuse(fields, at, Primitive("binary"))
+        raise place.corrupt(fields, at)
     offsets, out, validity, nulls = _lay_out(sizes, place)
     at = kernels.parse_hex(fields.buffer, fields.start, fields.length, prefix, offsets, out)
     if at < count:
-        place.refuse(fields, at, Primitive("binary"))
+        raise place.corrupt(fields, at)
     return pa.Array.from_buffers(pa.binary(), count, [validity, _buffer(offsets), _buffer(out)], nulls)
 
 
@@ -305,7 +309,7 @@ def _floats(fields: Fields, iceberg: Primitive, place: _Place) -> "pa.Array[Any]
     count = len(fields.length)
     at = kernels.check_floats(fields.buffer, fields.start, fields.length)
     if at < count:
-        place.refuse(fields, at, iceberg)
+        raise place.corrupt(fields, at)
     raw, _ = _gathered(fields, place)
     numbers = raw.view(pa.string()).cast(arrow_type(iceberg.name))
     if count:
@@ -314,18 +318,18 @@ def _floats(fields: Fields, iceberg: Primitive, place: _Place) -> "pa.Array[Any]
         values = np.frombuffer(memoryview(data), np.float32 if iceberg.name == "float" else np.float64)[:count]
         at = kernels.check_float_results(fields.buffer, fields.start, fields.length, values)
         if at < count:
-            place.refuse(fields, at, iceberg)
+            raise place.corrupt(fields, at)
     return numbers
 
 
 _MONEY: Final = r"-?\$\d{1,3}(,\d{3})*\.\d{2}"
 
 
-def _money(fields: Fields, iceberg: Primitive, place: _Place) -> Fields:
+def _money(fields: Fields, place: _Place) -> Fields:
     """The same numbers as plain decimals: money has but one form under ``lc_monetary = C``."""
     text = _strings(fields, place)
     if pc.any(pc.invert(pc.match_substring_regex(text, f"^(?:{_MONEY})$"))).as_py():
-        place.refuse(fields, _first(fields, lambda value: re.fullmatch(_MONEY.encode(), value) is None), iceberg)
+        raise place.corrupt(fields, _first(fields, lambda value: re.fullmatch(_MONEY.encode(), value) is None))
     return _fields_of(pc.replace_substring_regex(text, r"[$,]", ""))
 
 
@@ -353,7 +357,7 @@ def _intervals(fields: Fields, iceberg: StructType, place: _Place) -> "pa.Array[
     # An empty text matches, and so would a leading blank.
     odd = _where(pc.is_null(found)) | _where(pc.match_substring_regex(text, "^( |$)"))
     if np.any(odd & valid):
-        place.refuse(fields, _first(fields, _no_interval), iceberg)
+        raise place.corrupt(fields, _first(fields, _no_interval))
 
     def number(part: Any) -> npt.NDArray[np.int64]:
         digits = pc.if_else(pc.equal(part, pa.scalar("")), pa.scalar("0"), part)
@@ -372,7 +376,7 @@ def _intervals(fields: Fields, iceberg: StructType, place: _Place) -> "pa.Array[
     for numbers in (months, whole_days):
         wrong |= (numbers < _INT4[0]) | (numbers > _INT4[1])
     if np.any(wrong & valid):
-        place.refuse(fields, int(np.flatnonzero(wrong & valid)[0]), iceberg)
+        raise place.corrupt(fields, int(np.flatnonzero(wrong & valid)[0]))
     micros = sign * long_hours * 3_600_000_000 + sign * rest
     validity, nulls = _validity(length)
     parts = [pa.array(months.astype(np.int32)), pa.array(whole_days.astype(np.int32)), pa.array(micros)]
