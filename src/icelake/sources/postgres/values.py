@@ -268,7 +268,7 @@ def _strings(fields: Fields, place: _Place) -> "pa.Array[Any]":
         try:
             text.validate(full=True)
         except pa.ArrowInvalid:
-            raise place.corrupt(fields, _first(fields, _not_utf8))
+            raise place.corrupt(fields, _first(fields, _not_utf8)) from None
         characters = read_only(raw.buffers()[2])
         if np.count_nonzero(characters) != len(characters):
             raise place.corrupt(fields, _first(fields, lambda value: b"\0" in value))
