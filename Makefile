@@ -60,6 +60,7 @@ lint: $(INSTALLED) ## ruff, mypy, the rooms' import contracts, dependencies, gen
 	@$(BIN)/lint-imports --no-logo > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
 	@$(BIN)/deptry src --no-ansi 2> .venv/deptry.log || { cat .venv/deptry.log; exit 1; }
 	@$(BIN)/python docs/errors.py --check
+	@$(BIN)/python docs/type_contract.py --check
 	@echo "lint: clean" >&2
 
 format: $(INSTALLED) ## let ruff write what it can
@@ -67,6 +68,7 @@ format: $(INSTALLED) ## let ruff write what it can
 
 docs: $(INSTALLED) ## write docs/reference from the code
 	@$(BIN)/python docs/errors.py
+	@$(BIN)/python docs/type_contract.py
 
 test-unit: $(INSTALLED) ## unit and conformance tests only
 	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not sim and not crash" tests/unit tests/conformance $(ARGS)

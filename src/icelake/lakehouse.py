@@ -33,6 +33,7 @@ from icelake.observe.desk import SqliteDesk
 from icelake.observe.faults import FaultPoint, fault_point, plant
 from icelake.ports import Json, LoadedTable
 from icelake.project import Project, SourceSettings, load_project
+from icelake.sources.postgres.choices import choose
 from icelake.sources.postgres.doctor import check
 from icelake.sources.postgres.server import PostgresSource
 from icelake.storage.local import LocalStorage
@@ -237,7 +238,7 @@ class Lakehouse:
             lambda table: plant("index", FolderFiles(index / quote(table.namespace, safe="") / quote(table.name, safe="")), self._point),
             settings.tables,
             settings.exclude,
-            self._refusal,
+            self._judge,
             Settings(
                 commit_interval=commit.interval_ms / 1000,
                 batch_bytes=commit.batch_mb << 20,
@@ -249,13 +250,19 @@ class Lakehouse:
         finally:
             applier.close()
 
-    def _refusal(self, relation: Relation) -> Refusal | None:
-        """Why a declared reader could not read the table, if so."""
+    def _judge(self, relation: Relation) -> Relation | Refusal:
+        """The relation as the project wants it mirrored, or what stands against that."""
         name = str(relation.id)
+        exact = name in self.project.tables
         wanted = self.project.tables.get(name) or self.project.tables.get(f"{relation.schema}.*")
-        times = [column.name for column in relation.columns if column.iceberg == "time"]
-        if wanted is None or "spark" not in wanted.readers or not times:
-            return None
+        if wanted is None:
+            return relation
+        chosen = choose(relation, wanted.out_of_range, wanted.columns, exact=exact)
+        if isinstance(chosen, Refusal):
+            return chosen
+        times = [column.name for column in chosen.columns if column.iceberg == "time"]
+        if "spark" not in wanted.readers or not times:
+            return chosen
         return Refusal(
             relation.schema,
             relation.name,

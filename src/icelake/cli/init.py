@@ -24,7 +24,7 @@ exclude = []
 
 # [tables."public.orders"]
 # readers = ["duckdb", "spark"]   # engines that must be able to read it: duckdb, flink, pyiceberg, spark, trino
-# on_value_error = "stop"         # what a value its Iceberg type cannot hold does
+# out_of_range = "error"          # what a value its Iceberg type cannot hold becomes: error, null or text
 
 [commit]
 interval_ms = 1000              # a commit at most this often, or when batch_mb MiB of changes wait

@@ -54,6 +54,7 @@ from icelake.ports import (
     Stream,
     TableChange,
 )
+from icelake.sources.postgres.choices import as_held
 from icelake.sources.postgres.schema import only_grew
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import IndexFiles, KeyIndex
@@ -131,10 +132,12 @@ class Applier:
         index_files: Callable[[TableId], IndexFiles | None],
         tables: Sequence[str],
         exclude: Sequence[str] = (),
-        refuse: Callable[[Relation], Refusal | None] = lambda _: None,
+        judge: Callable[[Relation], Relation | Refusal] = lambda relation: relation,
         settings: Settings | None = None,
     ) -> None:
-        """``tables`` and ``exclude``: ``schema.name`` or ``schema.*``. ``refuse``: what the project has against a table, if anything.
+        """``tables`` and ``exclude``: ``schema.name`` or ``schema.*``. ``judge``: the relation with what the project chooses
+
+        for its columns (of a table that is made now: what the lake holds stays), or what the project has against it.
 
         ``index_files``: where a table's key index is kept; None: in memory only.
         """
@@ -149,7 +152,7 @@ class Applier:
         self._index_files = index_files
         self._wanted = tuple(tables)
         self._exclude = frozenset(exclude)
-        self._refuse = refuse
+        self._judge = judge
         self._control = Control(name, catalog, storage, clock, chance)
         self._identity: SourceIdentity
         self._slot = ""
@@ -305,7 +308,7 @@ class Applier:
         self._troubles.setdefault(table, error)
 
     def _judged(self, entry: Relation | Refusal) -> Relation | Refusal:
-        return entry if isinstance(entry, Refusal) else self._refuse(entry) or entry
+        return entry if isinstance(entry, Refusal) else self._judge(entry)
 
     def _excluded(self, entry: Relation | Refusal) -> bool:
         return f"{entry.schema}.{entry.name}" in self._exclude or f"{entry.schema}.*" in self._exclude
@@ -481,6 +484,7 @@ class Applier:
                 f"`icelake resume {relation.id} --reload` compares it with the lake",
                 table=str(relation.id),
             )
+        relation = as_held(relation, table.relation, resuming=resuming)
         if resuming or only_grew(table.relation, relation):
             # Marks first: of a table whose rows were rewritten, what rows from before have is not known any more.
             Followed(table, KeyIndex.load(None, loaded.metadata["table-uuid"])).is_member(member)
@@ -1027,7 +1031,7 @@ def _shape(relation: Relation) -> Relation:
 
 def _difference(lake: Relation, source: Relation) -> str:
     def columns(relation: Relation) -> set[str]:
-        return {f"{c.name} {c.pg_type} (attnum {c.attnum})" for c in relation.columns}
+        return {f"{c.name} {c.pg_type} (attnum {c.attnum}{', made of ' + c.source if c.source else ''})" for c in relation.columns}
 
     parts: list[str] = []
     parts.extend(f"new: {text}" for text in sorted(columns(source) - columns(lake)))

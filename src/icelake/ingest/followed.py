@@ -235,7 +235,10 @@ class Followed:
     def prepare(self, marker: Marker) -> TableChange | None:
         """The batch as this table's part of a commit at ``marker``; None if the batch leaves the table as it is."""
         load = self._next_load.settled(marker.lsn)
-        still = load == self.load and self._next_membership == self.membership
+        # Readers see a snapshot under the schema it was made with.
+        head = self.table.snapshot(self.table.snapshot_id)
+        shown = head is None or head["schema-id"] == self.table.metadata["current-schema-id"]
+        still = shown and load == self.load and self._next_membership == self.membership
         if still and (self.delta is None or self.delta.is_empty):
             return None
         self._next_load = load

@@ -22,6 +22,18 @@ class Column:
     """What a value that PostgreSQL can hold and ``iceberg`` cannot becomes; on key columns always an error."""
     default: str | None = None
     """PostgreSQL's text of the constant that rows from before the column have (its missing value); None: null."""
+    source: str = ""
+    """What its values' text is made of (``sources.postgres.types``), where ``type_oid`` and ``typmod`` do not say it by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a project chooses for a column over what the type contract makes of it; None leaves that as it is."""
+
+    type: str | None = None
+    """``string`` (PostgreSQL's exact text), or, for a numeric, ``decimal(p,s)``."""
+    out_of_range: Literal["error", "null", "text"] | None = None
+    """What a value the Iceberg type cannot hold becomes; ``text``: a column that can hold such values is a string."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from icelake.project.findings import Finding, findings
 from icelake.project.load import FILE, load_project
 from icelake.project.project import (
     CommitSettings,
+    OutOfRange,
     Project,
     QuerySettings,
     Reader,
@@ -11,7 +12,6 @@ from icelake.project.project import (
     SourceSettings,
     TableSettings,
     Thinning,
-    ValuePolicy,
 )
 from icelake.project.secret import Secret
 
@@ -19,6 +19,7 @@ __all__ = [
     "FILE",
     "CommitSettings",
     "Finding",
+    "OutOfRange",
     "Project",
     "QuerySettings",
     "Reader",
@@ -27,7 +28,6 @@ __all__ = [
     "SourceSettings",
     "TableSettings",
     "Thinning",
-    "ValuePolicy",
     "findings",
     "load_project",
 ]

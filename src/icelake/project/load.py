@@ -15,9 +15,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from icelake.errors import ProjectError
+from icelake.model.relation import Choice
+from icelake.model.types import Primitive
+from icelake.model.types import parse as parse_type
 from icelake.project.lines import key_lines, line_of
 from icelake.project.project import (
     CommitSettings,
+    OutOfRange,
     Project,
     QuerySettings,
     Reader,
@@ -25,7 +29,6 @@ from icelake.project.project import (
     SourceSettings,
     TableSettings,
     Thinning,
-    ValuePolicy,
 )
 from icelake.project.secret import Secret
 
@@ -53,6 +56,16 @@ def _memory(text: str) -> str:
     if re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]i?B)", text) is None:
         raise ValueError("expected a number and a unit, as in 512MB")
     return text
+
+
+def _column_type(text: str) -> str:
+    try:
+        kind = parse_type(text)
+    except ValueError:
+        kind = Primitive("")
+    if kind != Primitive("string") and not (isinstance(kind, Primitive) and kind.decimal):
+        raise ValueError("expected string, or a decimal of at most 38 digits, as in decimal(20,4)")
+    return str(kind)
 
 
 def _folder(text: str) -> str:
@@ -90,9 +103,15 @@ class _Source(_Part):
     exclude: list[Pattern] = []
 
 
+class _Column(_Part):
+    type: Annotated[str, AfterValidator(_column_type)] | None = None
+    out_of_range: OutOfRange | None = None
+
+
 class _Table(_Part):
     readers: Annotated[list[Reader], Field(min_length=1)] = ["duckdb"]
-    on_value_error: ValuePolicy = "stop"
+    out_of_range: OutOfRange = "error"
+    columns: dict[str, _Column] = {}
 
 
 class _Commit(_Part):
@@ -190,7 +209,7 @@ def _project(writing: _Writing, checked: _File, profile: str | None) -> Project:
         profile=chosen,
         lake=(root / checked.lake.folder).absolute(),
         sources=sources,
-        tables={name: TableSettings(tuple(table.readers), table.on_value_error) for name, table in checked.tables.items()},
+        tables={name: _table(table) for name, table in checked.tables.items()},
         commit=CommitSettings(checked.commit.interval_ms, checked.commit.batch_mb),
         retention=_retention(writing, checked.retention),
         query=QuerySettings(checked.query.memory_limit),
@@ -210,6 +229,11 @@ def _source(writing: _Writing, root: Path, name: str, source: _Source) -> Source
     else:
         raise writing.error("PROJECT_BAD_VALUE", place, "a secret has one place", "", 'write either { env = "NAME" } or { file = "path" }')
     return SourceSettings(name, secret, tuple(source.tables), tuple(source.exclude))
+
+
+def _table(table: _Table) -> TableSettings:
+    columns = {name: Choice(column.type, column.out_of_range) for name, column in table.columns.items()}
+    return TableSettings(tuple(table.readers), table.out_of_range, columns)
 
 
 def _wants(source: SourceSettings, table: str) -> bool:
@@ -318,7 +342,11 @@ def _keys(path: tuple[str, ...]) -> list[str]:
         "retention": _Retention,
         "query": _Query,
     }
-    model: type[BaseModel] = _File if not path else _Reference if path[-1] == "dsn" and len(path) == 3 else parts[path[0]]
+    model: type[BaseModel] = _File if not path else parts[path[0]]
+    if len(path) == 3 and path[-1] == "dsn":
+        model = _Reference
+    elif len(path) == 4 and path[2] == "columns":
+        model = _Column
     return list(model.model_fields)
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from icelake.model.relation import Choice
 from icelake.project.secret import Secret
 
 Reader = Literal["duckdb", "flink", "pyiceberg", "spark", "trino"]
-ValuePolicy = Literal["stop"]
+OutOfRange = Literal["error", "null", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +24,14 @@ class SourceSettings:
 
 @dataclass(frozen=True, slots=True)
 class TableSettings:
-    """``readers``: the engines that must be able to read the table. ``on_value_error``: what a value out of contract does."""
+    """``readers``: the engines that must be able to read the table. ``out_of_range``: what a value its Iceberg type cannot hold
+
+    becomes, in columns that do not choose for themselves and are no key. ``columns``: choices by column name.
+    """
 
     readers: tuple[Reader, ...]
-    on_value_error: ValuePolicy
+    out_of_range: OutOfRange
+    columns: Mapping[str, Choice]
 
 
 @dataclass(frozen=True, slots=True)

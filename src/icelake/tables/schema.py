@@ -156,6 +156,7 @@ def table_properties(relation: Relation, ids: Sequence[int] = ()) -> dict[str, s
             "nullable": column.nullable,
             "out-of-range": column.out_of_range,
             "default": column.default,
+            "source": column.source,
         }
         for number, column in zip(ids or range(1, len(relation.columns) + 1), relation.columns, strict=True)
     ]
@@ -292,6 +293,7 @@ def _column(field: Mapping[str, Any], listed: Mapping[int, Mapping[str, Any]]) -
         nullable=entry["nullable"],
         out_of_range=entry["out-of-range"],
         default=entry["default"],
+        source=entry["source"],
     )
 
 
@@ -374,7 +376,7 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
         if column.attnum in known:
             was, field = known[column.attnum]
             where = f"column {column.name!r} was {was.pg_type} and is {column.pg_type} now"
-            if was.out_of_range != column.out_of_range and not replacing:
+            if was.out_of_range == "null" != column.out_of_range and not replacing:
                 raise _cannot_follow(relation, f"the policy of column {column.name!r} for values out of contract has changed")
             kind = _wider(field["type"], parse(column.iceberg))
             if kind is None or (kind != field["type"] and field["id"] in bound):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icelake.errors import ProjectError
+from icelake.model.relation import Choice
 from icelake.project import FILE, Secret, Thinning, load_project
 
 GOOD = """\
@@ -60,7 +61,11 @@ dsn = { file = "two.dsn" }
 tables = ["sales.orders"]
 [tables."crm.people"]
 readers = ["duckdb", "spark"]
-on_value_error = "stop"
+out_of_range = "null"
+[tables."crm.people".columns.amount]
+type = "decimal(20,4)"
+[tables."crm.people".columns."born on"]
+out_of_range = "text"
 [commit]
 interval_ms = 250
 batch_mb = 64
@@ -74,7 +79,9 @@ memory_limit = "1.5GB"
     project = load_project(tmp_path)
     assert project.lake == Path("/data/lake")
     assert project.sources["two"].dsn == Secret("file", str(tmp_path / "two.dsn"))
-    assert project.tables["crm.people"].readers == ("duckdb", "spark")
+    people = project.tables["crm.people"]
+    assert (people.readers, people.out_of_range) == (("duckdb", "spark"), "null")
+    assert people.columns == {"amount": Choice("decimal(20,4)", None), "born on": Choice(None, "text")}
     assert (project.commit.interval_ms, project.commit.batch_mb, project.query.memory_limit) == (250, 64, "1.5GB")
     assert project.retention.thin == (Thinning(60, 3600), Thinning(86400, 400 * 86400))
 
@@ -118,10 +125,29 @@ memory_limit = "1.5GB"
             ["did you mean spark?", "duckdb, flink"],
         ),
         (
-            ("# a shop", '[tables."public.x"]\non_value_error = "skip"'),
+            ("# a shop", '[tables."public.x"]\nout_of_range = "skip"'),
             "PROJECT_BAD_VALUE",
             2,
-            ["'skip' is not a choice", "choose of: stop"],
+            ["'skip' is not a choice", "choose of: error, null, text"],
+        ),
+        (
+            ("# a shop", '[tables."public.x".columns.c]\nout_of_range = "nul"'),
+            "PROJECT_BAD_VALUE",
+            2,
+            ["did you mean null?", "choose of: error, null, text"],
+        ),
+        (
+            ("# a shop", '[tables."public.x".columns.c]\ntype = "decimal(39,2)"'),
+            "PROJECT_BAD_VALUE",
+            2,
+            ["columns.c.type", "expected string, or a decimal of at most 38 digits"],
+        ),
+        (("# a shop", '[tables."public.x".columns.c]\ntype = "int"'), "PROJECT_BAD_VALUE", 2, ["as in decimal(20,4)"]),
+        (
+            ("# a shop", '[tables."public.x".columns.c]\ntyp = "string"'),
+            "PROJECT_UNKNOWN_KEY",
+            2,
+            ["did you mean type?", "valid here: type, out_of_range"],
         ),
         (("# a shop", '[tables."crm.x"]\nreaders = ["duckdb"]'), "PROJECT_TABLE_NOT_MIRRORED", 1, ['tables."crm.x"', "public.*"]),
         (("# a shop", "x = = 1"), "PROJECT_SYNTAX", 1, ["not TOML"]),

@@ -35,6 +35,14 @@ BAD_TUPLE: Final = 18
 COLUMN_COUNT: Final = 19
 KEY_MISSING: Final = 20
 
+# How the parts of one text are written: by array_out, record_out, range_out, multirange_out, pgvector and hstore.
+ARRAY: Final = 0
+RECORD: Final = 1
+RANGE: Final = 2
+MULTIRANGE: Final = 3
+VECTOR: Final = 4
+HSTORE: Final = 5
+
 # Places in the state array of a frame scan (int64).
 AT: Final = 0
 COUNT: Final = 1
@@ -514,6 +522,165 @@ def gather(buf: Any, start: Any, length: Any, offsets: Any, out: Any) -> Any:
 
 
 @_kernel
+def _never_plain(byte: Any, grammar: Any) -> Any:
+    """Whether a part that holds this byte is always quoted."""
+    if byte == 34 or byte == 92 or byte == 32 or 9 <= byte <= 13:
+        return True
+    if grammar == RECORD:
+        return byte == 40 or byte == 41
+    if grammar == RANGE:
+        return byte == 40 or byte == 41 or byte == 91 or byte == 93
+    return byte == 123 or byte == 125
+
+
+@_kernel
+def split(
+    buf: Any,
+    start: Any,
+    length: Any,
+    grammar: Any,
+    delimiter: Any,
+    width: Any,
+    out: Any,
+    part_start: Any,
+    part_length: Any,
+    offsets: Any,
+    state: Any,
+) -> Any:
+    """The parts of texts, one after another, without quotes and escapes: their bytes in ``out``, where each lies, and ``offsets``
+
+    (one more than texts) into them. ``width``: how many parts each text must have, or -1. ``state`` (int64) is the text to go on
+    with, and the bytes and parts there are before it. It ends at the count of texts, or at a text that is not of the grammar;
+    after that text was made null, a call goes on with it. ``out`` has room for all lengths together; a text whose parts do not
+    fit ``part_start`` is not of the grammar. A hstore gives two parts a pair. The parts of a multirange keep their quotes.
+    """
+    row, filled, parts = state[0], state[1], state[2]
+    room = part_start.shape[0]
+    doubled = grammar in (RECORD, RANGE)
+    while row < start.shape[0]:
+        offsets[row] = parts
+        if length[row] < 0:
+            row += 1
+            continue
+        at = np.int64(start[row])
+        stop = at + length[row]
+        if grammar != HSTORE:
+            if stop - at < 2:
+                break
+            first = buf[at]
+            last = buf[stop - 1]
+            if grammar == RECORD:
+                framed = first == 40 and last == 41
+            elif grammar == RANGE:
+                framed = (first == 40 or first == 91) and (last == 41 or last == 93)
+            elif grammar == VECTOR:
+                framed = first == 91 and last == 93
+            else:
+                framed = first == 123 and last == 125
+            if not framed:
+                break
+            at += 1
+            stop -= 1
+        to = filled
+        n = parts
+        good = True
+        more = at < stop or doubled
+        while more:
+            if n == room:
+                good = False
+                break
+            begin = to
+            null = False
+            if at < stop and buf[at] == 34 and grammar != MULTIRANGE:
+                at += 1
+                good = False
+                while at < stop:
+                    byte = buf[at]
+                    at += 1
+                    if byte == 34:
+                        if not doubled or at == stop or buf[at] != 34:
+                            good = True
+                            break
+                        at += 1
+                    elif byte == 92:
+                        if at == stop:
+                            break
+                        byte = buf[at]
+                        at += 1
+                        if byte != 92 and (doubled or byte != 34):
+                            break
+                    out[to] = byte
+                    to += 1
+            else:
+                depth = 0
+                inside = False
+                while at < stop:
+                    byte = buf[at]
+                    if grammar == MULTIRANGE:
+                        if byte == 34:
+                            inside = not inside
+                        elif not inside:
+                            if byte == 40 or byte == 91:
+                                depth += 1
+                            elif byte == 41 or byte == 93:
+                                depth -= 1
+                            elif byte == delimiter and depth == 0:
+                                break
+                    elif byte == delimiter:
+                        break
+                    elif _never_plain(byte, grammar):
+                        good = False
+                        break
+                    out[to] = byte
+                    to += 1
+                    at += 1
+                size = to - begin
+                if doubled:
+                    null = size == 0
+                elif grammar in (ARRAY, HSTORE):
+                    null = size == 4 and out[begin] == 78 and out[begin + 1] == 85 and out[begin + 2] == 76 and out[begin + 3] == 76
+                    if null:
+                        to = begin
+                        if grammar == HSTORE and (n - parts) & 1 == 0:
+                            good = False
+                    elif size == 0 or grammar == HSTORE:
+                        good = False
+                elif size == 0 or inside or depth != 0 or (grammar == MULTIRANGE and out[begin] != 40 and out[begin] != 91):
+                    good = False
+            if not good:
+                break
+            part_start[n] = begin
+            part_length[n] = NULL if null else to - begin
+            n += 1
+            if grammar == HSTORE:
+                if (n - parts) & 1 == 1:
+                    good = stop - at > 2 and buf[at] == 61 and buf[at + 1] == 62  # =>
+                    at += 2
+                elif at == stop:
+                    more = False
+                else:
+                    good = stop - at > 2 and buf[at] == 44 and buf[at + 1] == 32
+                    at += 2
+                if not good:
+                    break
+            elif at == stop:
+                more = False
+            elif buf[at] == delimiter:
+                at += 1
+            else:
+                good = False
+                break
+        if not good or (width >= 0 and n - parts != width):
+            break
+        filled = to
+        parts = n
+        row += 1
+    if row == start.shape[0]:
+        offsets[row] = parts
+    state[0], state[1], state[2] = row, filled, parts
+
+
+@_kernel
 def parse_bool(buf: Any, start: Any, length: Any, out: Any) -> Any:
     """``t`` or ``f`` into a bitmap (zeroed)."""
     for i in range(start.shape[0]):
@@ -859,26 +1026,26 @@ def parse_uuid(buf: Any, start: Any, length: Any, out: Any) -> Any:
 
 
 @_kernel
-def hex_lengths(buf: Any, start: Any, length: Any, out: Any) -> Any:
-    r"""How many bytes each ``\x...`` field stands for; nulls stay below zero."""
+def hex_lengths(buf: Any, start: Any, length: Any, prefix: Any, out: Any) -> Any:
+    r"""How many bytes each field of hexadecimal digits stands for; nulls stay below zero. ``prefix``: 2 if ``\x`` comes first, else 0."""
     for i in range(start.shape[0]):
         size = length[i]
         if size < 0:
             out[i] = size
             continue
-        if size < 2 or size & 1 or buf[start[i]] != 92 or buf[start[i] + 1] != 120:
+        if size < prefix or size & 1 or (prefix == 2 and (buf[start[i]] != 92 or buf[start[i] + 1] != 120)):
             return i
-        out[i] = (size - 2) >> 1
+        out[i] = (size - prefix) >> 1
     return start.shape[0]
 
 
 @_kernel
-def parse_hex(buf: Any, start: Any, length: Any, offsets: Any, out: Any) -> Any:
-    r"""The bytes of ``\x...`` fields, each at its offset. ``length`` is that of the text, checked by ``hex_lengths``."""
+def parse_hex(buf: Any, start: Any, length: Any, prefix: Any, offsets: Any, out: Any) -> Any:
+    """The bytes of such fields, each at its offset. ``length`` is that of the text, checked by ``hex_lengths``."""
     for i in range(start.shape[0]):
         if length[i] < 0:
             continue
-        at = start[i] + 2
+        at = start[i] + prefix
         for j in range(offsets[i], offsets[i + 1]):
             upper = _nibble(buf[at])
             lower = _nibble(buf[at + 1])

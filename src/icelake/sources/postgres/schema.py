@@ -12,7 +12,8 @@ from icelake.errors import UnsupportedTable
 from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.relation import Column, Refusal, Relation
 from icelake.sources.postgres.session import Connection, run
-from icelake.sources.postgres.types import JSON, JSONB, iceberg_type, key_is_ordered
+from icelake.sources.postgres.type_catalog import TypeCatalog
+from icelake.sources.postgres.types import key_is_ordered, no_key
 
 _TABLES = """
 select c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
@@ -39,12 +40,10 @@ order by n.nspname, c.relname
 _COLUMNS = """
 select a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
        not a.attnotnull, a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
-       t.typtype::text, t.typcategory::text,
        coalesce(o.collisdeterministic, true),
        pg_catalog.getdatabaseencoding() = 'UTF8' and coalesce(e.provider = 'b' or e.provider = 'c' and e.locale in ('C', 'POSIX'), false),
        case when a.atthasmissing then (a.attmissingval::text::text[])[1] end
 from pg_catalog.pg_attribute a
-join pg_catalog.pg_type t on t.oid = a.atttypid
 left join pg_catalog.pg_collation o on o.oid = a.attcollation
 cross join (select coalesce(pg_catalog.to_jsonb(b) ->> 'datlocprovider', 'c') as provider, b.datcollate::text as locale
             from pg_catalog.pg_database b where b.datname = pg_catalog.current_database()) d
@@ -116,8 +115,6 @@ class _FoundColumn:
     nullable: bool
     generated: bool
     readable: bool
-    type_kind: str
-    type_category: str
     deterministic: bool
     bytewise: bool
     missing: str | None
@@ -187,7 +184,7 @@ def may_publish(connection: Connection, oid: int) -> bool:
 def differences(held: Relation, now: Relation | Refusal | None) -> list[str]:
     """How the source's table differs from the relation the lake holds, in words; empty if it does not.
 
-    Compared by attnum: names, type OIDs and typmods of the columns, the key, the table's own name.
+    Compared by attnum: names and types of the columns, what the types are made of, the key, the table's own name.
     """
     if now is None:
         return ["the table was dropped"]
@@ -208,6 +205,8 @@ def differences(held: Relation, now: Relation | Refusal | None) -> list[str]:
             out.append(f"column {old.name} is now called {new.name}")
         if (old.type_oid, old.typmod) != (new.type_oid, new.typmod):
             out.append(f"column {new.name} changed its type from {old.pg_type} to {new.pg_type}")
+        elif old.source != new.source:
+            out.append(f"the type {new.pg_type} of column {new.name} was altered from {old.source} to {new.source}")
     names = {column.attnum: column.name for column in now.columns}
     key_then = [names.get(column.attnum) for column in held.key_columns]
     if not out and list(now.key) != key_then:
@@ -266,33 +265,37 @@ def _judge_all(connection: Connection, found: Sequence[_Found]) -> list[Relation
     if found:
         for row in run(connection, _COLUMNS, [list(columns)]):
             columns[row[0]].append(_FoundColumn(*row))
-    return [_judge(table, columns[table.oid]) for table in found]
+    types = TypeCatalog(connection, {column.type_oid for several in columns.values() for column in several})
+    return [_judge(table, columns[table.oid], types) for table in found]
 
 
-def _judge(table: _Found, columns: Sequence[_FoundColumn]) -> Relation | Refusal:
+def _judge(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog) -> Relation | Refusal:
     mirrored = [column for column in columns if not column.generated]
-    reason = _refuse_table(table) or _refuse_key(table, columns) or _refuse_columns(table, mirrored)
+    reason = _refuse_table(table) or _refuse_key(table, columns, types) or _refuse_columns(table, mirrored)
     if reason is not None:
         code, why, fix = reason
         return Refusal(table.schema, table.name, code, why, fix)
     key = tuple(table.key or ())
-    out = tuple(
-        Column(
-            name=column.name,
-            attnum=column.attnum,
-            type_oid=column.type_oid,
-            typmod=column.typmod,
-            pg_type=column.pg_type,
-            iceberg=iceberg_type(column.type_oid, column.typmod, column.pg_type) or "",
-            nullable=column.nullable,
-            default=column.missing,
-        )
-        for column in mirrored
-    )
+    out = tuple(_column(column, types) for column in mirrored)
     by_name = {column.name: column for column in out}
     bytewise = [column.name for column in mirrored if column.bytewise]
     ordered = key_is_ordered([by_name[name] for name in key], bytewise)
     return Relation(table.oid, table.schema, table.name, out, key, ordered)
+
+
+def _column(column: _FoundColumn, types: TypeCatalog) -> Column:
+    source, iceberg = types.of(column.type_oid, column.typmod)
+    return Column(
+        name=column.name,
+        attnum=column.attnum,
+        type_oid=column.type_oid,
+        typmod=column.typmod,
+        pg_type=column.pg_type,
+        iceberg=iceberg,
+        nullable=column.nullable,
+        source=source,
+        default=column.missing,
+    )
 
 
 Reason = tuple[str, str, str]
@@ -332,7 +335,7 @@ def _refuse_table(table: _Found) -> Reason | None:
     return None
 
 
-def _refuse_key(table: _Found, columns: Sequence[_FoundColumn]) -> Reason | None:
+def _refuse_key(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog) -> Reason | None:
     if not table.key:
         return (
             "NO_PRIMARY_KEY",
@@ -361,26 +364,17 @@ def _refuse_key(table: _Found, columns: Sequence[_FoundColumn]) -> Reason | None
                 f"key column {name} is generated, and generated columns are not published",
                 f"make {name} an ordinary column of {table.quoted}",
             )
-        iceberg = iceberg_type(column.type_oid, column.typmod, column.pg_type)
-        if iceberg in {"float", "double", "binary"} or column.type_oid in {JSON, JSONB} or not column.deterministic:
-            what = column.pg_type if column.deterministic else f"{column.pg_type} with a nondeterministic collation"
+        why = no_key(_column(column, types), column.deterministic)
+        if why:
             return (
                 "UNSUPPORTED_KEY",
-                f"key column {name} is {what}: equal keys can have different texts, or cannot be compared here",
-                "give the table a key of integers, text, dates, timestamps or uuid",
+                f"key column {name} ({column.pg_type}) cannot be a key here: {why}",
+                "give the table a key of numbers, text, dates, timestamps or uuid",
             )
     return None
 
 
 def _refuse_columns(table: _Found, columns: Sequence[_FoundColumn]) -> Reason | None:
-    unknown = [c for c in columns if iceberg_type(c.type_oid, c.typmod, c.pg_type) is None]
-    if unknown:
-        named = ", ".join(f"{c.name} {c.pg_type}{_kind_of_type(c)}" for c in unknown)
-        return (
-            "UNSUPPORTED_COLUMN_TYPE",
-            f"no lossless Iceberg type yet for: {named}",
-            f"leave the table out, or change the type, as in ALTER TABLE {table.quoted} ALTER COLUMN {quoted(unknown[0].name)} TYPE text;",
-        )
     reserved = [c.name for c in columns if c.name in _RESERVED_COLUMNS]
     if reserved:
         return (
@@ -397,11 +391,3 @@ def _refuse_columns(table: _Found, columns: Sequence[_FoundColumn]) -> Reason | 
             f"GRANT USAGE ON SCHEMA {quoted(table.schema)} TO {role}; GRANT SELECT ON {table.quoted} TO {role};",
         )
     return None
-
-
-def _kind_of_type(column: _FoundColumn) -> str:
-    if column.type_category == "A":
-        return " (an array)"
-    return {"d": " (a domain)", "e": " (an enum)", "c": " (a composite type)", "r": " (a range)", "m": " (a multirange)"}.get(
-        column.type_kind, ""
-    )

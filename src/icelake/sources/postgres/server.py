@@ -25,7 +25,7 @@ from icelake.sources.postgres import schema
 from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.stream import PgStream, slot_in_use
-from icelake.sources.postgres.types import NUMERIC
+from icelake.sources.postgres.types import Leaf, type_of
 
 _BLOCK = 1 << 22
 """Bytes of COPY text decoded at once."""
@@ -342,7 +342,7 @@ def range_query(relation: Relation, lower: Bound | None, upper: Bound | None, li
         conditions += [
             sql.SQL("{}::text = {}").format(sql.Identifier(column.name), sql.Literal(text))
             for text, column in zip(lower[0], key, strict=True)
-            if column.type_oid == NUMERIC and column.iceberg == "string"
+            if column.iceberg == "string" and type_of(column) == Leaf("numeric")
         ]
     query = sql.SQL("SELECT {} FROM ONLY {}").format(
         sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns), _table(relation)

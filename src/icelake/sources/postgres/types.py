@@ -1,17 +1,22 @@
-"""The type contract from PostgreSQL to Iceberg, lossless or loud: which Iceberg type a column gets, and how its keys are ordered.
+"""The type contract from PostgreSQL to Iceberg, lossless or loud: what a column becomes, and which columns can be keys.
 
-Promises: a type named here loses no value silently; an order given here is exactly the order PostgreSQL's B-tree has. Never
-guesses: a type it does not know is None, and the caller refuses the table by name. Does no I/O.
+Promises: a type loses no value silently. A type that is not listed becomes a string that holds PostgreSQL's exact text. What is
+named a key type prints different keys differently; an order given here is exactly the order PostgreSQL's B-tree has. Does no I/O.
 Source: PostgreSQL documentation, chapter 8 (Data Types); catalog/pg_type.dat for the OIDs, which never change.
 """
 
+import json
+import re
 import uuid
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 from icelake.model.load import Key, Order
 from icelake.model.relation import Column, Relation
+from icelake.model.types import IcebergType, ListType, Primitive, StructType, parse
 from icelake.sources.postgres.calendar import parse_date, parse_time, parse_timestamp
 
 SESSION: Final[dict[str, str]] = {
@@ -25,66 +30,194 @@ SESSION: Final[dict[str, str]] = {
 }
 """Settings every connection must make, replication connections too: the text of a value depends on them."""
 
-BOOL: Final = 16
-BYTEA: Final = 17
-CHAR: Final = 18
-NAME: Final = 19
-INT8: Final = 20
-INT2: Final = 21
-INT4: Final = 23
-TEXT: Final = 25
-OID: Final = 26
-JSON: Final = 114
-FLOAT4: Final = 700
-FLOAT8: Final = 701
-BPCHAR: Final = 1042
-VARCHAR: Final = 1043
-DATE: Final = 1082
-TIME: Final = 1083
-TIMESTAMP: Final = 1114
-TIMESTAMPTZ: Final = 1184
-TIMETZ: Final = 1266
-NUMERIC: Final = 1700
-UUID: Final = 2950
-JSONB: Final = 3802
+# ------------------------------------------------------------------------------------------------------------- scalars
 
-_ICEBERG: Final[dict[int, str]] = {
-    BOOL: "boolean",
-    BYTEA: "binary",
-    CHAR: "string",
-    NAME: "string",
-    INT8: "long",
-    INT2: "int",
-    INT4: "int",
-    TEXT: "string",
-    OID: "long",
-    JSON: "string",
-    FLOAT4: "float",
-    FLOAT8: "double",
-    BPCHAR: "string",
-    VARCHAR: "string",
-    DATE: "date",
-    TIME: "time",
-    TIMESTAMP: "timestamp",
-    TIMESTAMPTZ: "timestamptz",
-    TIMETZ: "string",
-    UUID: "uuid",
-    JSONB: "string",
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """What the contract says of a type without parts of its own."""
+
+    iceberg: str
+    text: str
+    """Its text under ``SESSION``, for people."""
+    oid: int = 0
+    """Of a type that PostgreSQL brings along; 0: an extension's, found by its name."""
+    extension: str = ""
+    beyond: str = ""
+    """Which values PostgreSQL can hold and ``iceberg`` cannot; empty: none."""
+    no_key: str = ""
+    """Why a column of it cannot be a key; empty: it can."""
+
+
+_INFINITE = "`infinity`, `-infinity`"
+_SEVERAL = "equal values can have different texts"
+_UNORDERED = "PostgreSQL cannot compare its values"
+_UNKNOWN = "whether different values always have different texts is not known"
+_PARTS = "it has parts"
+_FOREIGN = "it is compared by operators of an extension"
+
+SCALARS: Final[dict[str, Scalar]] = {
+    "bool": Scalar("boolean", "`t`, `f`", 16),
+    "int2": Scalar("int", "decimal digits", 21),
+    "int4": Scalar("int", "decimal digits", 23),
+    "int8": Scalar("long", "decimal digits", 20),
+    "oid": Scalar("long", "decimal digits", 26),
+    "float4": Scalar("float", "shortest that reads back the same", 700, no_key=_SEVERAL),
+    "float8": Scalar("double", "shortest that reads back the same", 701, no_key=_SEVERAL),
+    "numeric": Scalar("string", "as stored, with its scale; also `NaN`, `Infinity`, `-Infinity`", 1700),
+    "money": Scalar("decimal(19,2)", "`-$1,234.56`", 790),
+    "text": Scalar("string", "itself", 25),
+    "varchar": Scalar("string", "itself", 1043),
+    "bpchar": Scalar("string", "padded with blanks to its length", 1042),
+    "char": Scalar("string", "one byte, `\\ooo` beyond ASCII", 18),
+    "name": Scalar("string", "itself", 19),
+    "enum": Scalar("string", "its label"),
+    "citext": Scalar("string", "itself", extension="citext", no_key=_SEVERAL),
+    "bytea": Scalar("binary", "`\\x` and hexadecimal digits", 17),
+    "date": Scalar("date", "`2024-01-31`, `0044-03-15 BC`", 1082, beyond=_INFINITE),
+    "time": Scalar("time", "`04:05:06.789`", 1083, beyond="`24:00:00`"),
+    "timetz": Scalar("string", "`04:05:06.789+02`", 1266),
+    "timestamp": Scalar("timestamp", "`2024-01-31 04:05:06.789`", 1114, beyond=f"{_INFINITE}, from `294247-01-10 04:00:54.775808` on"),
+    "timestamptz": Scalar(
+        "timestamptz", "`2024-01-31 04:05:06.789+00`", 1184, beyond=f"{_INFINITE}, from `294247-01-10 04:00:54.775808+00` on"
+    ),
+    "interval": Scalar(
+        "struct<months: int, days: int, micros: long>",
+        "`1 year 2 mons -3 days +04:05:06.789`",
+        1186,
+        beyond=_INFINITE,
+        no_key=_SEVERAL,
+    ),
+    "uuid": Scalar("uuid", "lower-case hexadecimal digits, grouped 8-4-4-4-12", 2950),
+    "json": Scalar("string", "itself", 114, no_key=_UNORDERED),
+    "jsonb": Scalar("string", "PostgreSQL's normal form", 3802, no_key=_SEVERAL),
+    "xml": Scalar("string", "itself", 142, no_key=_UNORDERED),
+    "inet": Scalar("string", "`10.0.0.1`, `10.0.0.1/8`", 869),
+    "cidr": Scalar("string", "`10.0.0.0/8`", 650),
+    "macaddr": Scalar("string", "`08:00:2b:01:02:03`", 829),
+    "macaddr8": Scalar("string", "`08:00:2b:01:02:03:04:05`", 774),
+    "bit": Scalar("string", "`0` and `1`", 1560),
+    "varbit": Scalar("string", "`0` and `1`", 1562),
+    "pg_lsn": Scalar("string", "`16/B374D848`", 3220),
+    "xid8": Scalar("string", "decimal digits", 5069),
+    "tsvector": Scalar("string", "`'fat':2 'rat':3`", 3614, no_key=_UNKNOWN),
+    "tsquery": Scalar("string", "`'fat' & 'rat'`", 3615, no_key=_UNKNOWN),
+    "int2vector": Scalar("string", "`1 2 3`", 22, no_key=_UNORDERED),
+    "oidvector": Scalar("string", "`1 2 3`", 30, no_key=_UNKNOWN),
+    "hstore": Scalar("map<string, string>", '`"key"=>"value", "other"=>NULL`', extension="hstore", no_key=_PARTS),
+    "ltree": Scalar("string", "`top.science`", extension="ltree", no_key=_FOREIGN),
+    "vector": Scalar("list<float>", "`[1,2.5,-3e-07]`", extension="vector", no_key=_PARTS),
+    "halfvec": Scalar("list<float>", "`[1,2.5,-3e-07]`", extension="vector", no_key=_PARTS),
+    "sparsevec": Scalar("string", "`{1:1.5,3:2}/5`", extension="vector", no_key=_SEVERAL),
+    "geometry": Scalar("binary", "EWKB in hexadecimal digits", extension="postgis", no_key=_SEVERAL),
+    "geography": Scalar("binary", "EWKB in hexadecimal digits", extension="postgis", no_key=_SEVERAL),
+    "other": Scalar("string", "what PostgreSQL prints", no_key=_UNKNOWN),
 }
+"""By pg_type.typname; ``enum`` is any enum and ``other`` any base type that is not listed."""
+
+BY_OID: Final[dict[int, str]] = {scalar.oid: name for name, scalar in SCALARS.items() if scalar.oid}
+BY_EXTENSION: Final[dict[tuple[str, str], str]] = {(scalar.extension, name): name for name, scalar in SCALARS.items() if scalar.extension}
 
 
-def iceberg_type(type_oid: int, typmod: int, pg_type: str) -> str | None:
-    """The Iceberg primitive a column of this type is mirrored as, or None when the type is not supported.
+# ------------------------------------------------------------------------------------------------------------ type trees
 
-    ``numeric(p,s)`` is a decimal only if 0 <= s <= p <= 38; any other numeric is a string holding PostgreSQL's exact text.
-    ``pg_type`` (``format_type()``'s text) decides nothing: OIDs do.
-    """
-    if type_oid == NUMERIC:
-        declared = numeric_precision(typmod)
-        if declared is not None and 0 <= declared[1] <= declared[0] <= 38:
-            return f"decimal({declared[0]},{declared[1]})"
-        return "string"
-    return _ICEBERG.get(type_oid)
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A type without parts of its own: one of ``SCALARS``. ``declared`` is (precision, scale), of a numeric that has them."""
+
+    name: str
+    declared: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayOf:
+    element: "PgType"
+    delimiter: str = ","
+    """pg_type.typdelim of the element: one ASCII character."""
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """``attributes``: (attnum, name, type) of those that are not dropped, in order; at least one."""
+
+    attributes: tuple[tuple[int, str, "PgType"], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeOf:
+    bound: "PgType"
+
+
+@dataclass(frozen=True, slots=True)
+class MultirangeOf:
+    bound: "PgType"
+
+
+PgType = Leaf | ArrayOf | Composite | RangeOf | MultirangeOf
+"""What the text of a value is made of. A domain is what it is over; there are no OIDs, which differ between equal types."""
+
+_NUMERIC = re.compile(r"numeric\((\d+),(-?\d+)\)")
+
+
+def dump(source: PgType) -> str:
+    """A type as the JSON text ``Column.source`` holds."""
+    return json.dumps(_written(source), ensure_ascii=False, separators=(",", ":"))
+
+
+def _written(source: PgType) -> Any:
+    match source:
+        case Leaf(name, declared):
+            return name if declared is None else f"{name}({declared[0]},{declared[1]})"
+        case ArrayOf(element, delimiter):
+            return {"array": _written(element)} if delimiter == "," else {"array": _written(element), "by": delimiter}
+        case Composite(attributes):
+            return {"composite": [[attnum, name, _written(kind)] for attnum, name, kind in attributes]}
+        case RangeOf(bound):
+            return {"range": _written(bound)}
+        case MultirangeOf(bound):
+            return {"multirange": _written(bound)}
+
+
+@lru_cache(maxsize=4096)
+def load(text: str) -> PgType:
+    """The inverse of ``dump``. Raises ValueError for anything else."""
+    try:
+        return _read(json.loads(text))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"not a PostgreSQL type: {text!r}") from error
+
+
+def _read(value: Any) -> PgType:
+    match value:
+        case str():
+            declared = _NUMERIC.fullmatch(value)
+            if declared is not None:
+                return Leaf("numeric", (int(declared[1]), int(declared[2])))
+            if value in SCALARS:
+                return Leaf(value)
+        case {"array": element}:
+            return ArrayOf(_read(element), value.get("by", ","))
+        case {"composite": [_, *_] as attributes}:
+            return Composite(tuple((attnum, name, _read(kind)) for attnum, name, kind in attributes))
+        case {"range": bound}:
+            return RangeOf(_read(bound))
+        case {"multirange": bound}:
+            return MultirangeOf(_read(bound))
+    raise ValueError(f"not a type: {value!r}")
+
+
+def type_of(column: Column) -> PgType:
+    """What the values of a described column are made of."""
+    if column.source:
+        return load(column.source)
+    return leaf(column.type_oid, column.typmod)
+
+
+def leaf(type_oid: int, typmod: int) -> Leaf:
+    """A type PostgreSQL brings along, by its OID. Raises KeyError for another."""
+    name = BY_OID[type_oid]
+    return Leaf(name, numeric_precision(typmod) if name == "numeric" else None)
 
 
 def numeric_precision(typmod: int) -> tuple[int, int] | None:
@@ -96,6 +229,62 @@ def numeric_precision(typmod: int) -> tuple[int, int] | None:
         return None
     packed = typmod - 4
     return packed >> 16 & 0xFFFF, (packed & 0x7FF ^ 1024) - 1024
+
+
+_STRING: Final = Primitive("string")
+
+
+def iceberg_type(source: PgType) -> IcebergType:
+    """What a type becomes in the lake unless the project wishes otherwise.
+
+    ``numeric(p,s)`` is a decimal only if 0 <= s <= p <= 38; any other numeric is a string holding PostgreSQL's exact text.
+    """
+    match source:
+        case Leaf("numeric", declared):
+            if declared is not None and 0 <= declared[1] <= declared[0] <= 38:
+                return Primitive(f"decimal({declared[0]},{declared[1]})")
+            return _STRING
+        case Leaf(name):
+            return parse(SCALARS[name].iceberg)
+        case ArrayOf(element):
+            return ListType(iceberg_type(element))
+        case Composite(attributes):
+            return StructType(tuple((name, iceberg_type(kind)) for _, name, kind in attributes))
+        case RangeOf(bound):
+            return StructType((("lower", iceberg_type(bound)), ("upper", iceberg_type(bound)), ("bounds", _STRING)))
+        case MultirangeOf(bound):
+            return ListType(iceberg_type(RangeOf(bound)))
+
+
+def can_be_beyond(source: PgType, iceberg: IcebergType) -> bool:
+    """Whether PostgreSQL can hold a value of the type that ``iceberg`` cannot."""
+    if iceberg == _STRING:
+        return False
+    match source:
+        case Leaf("numeric"):
+            return True
+        case Leaf(name):
+            return bool(SCALARS[name].beyond)
+        case ArrayOf():
+            return True
+        case Composite(attributes):
+            assert isinstance(iceberg, StructType)
+            return any(can_be_beyond(kind, to) for (_, _, kind), (_, to) in zip(attributes, iceberg.fields, strict=True))
+        case RangeOf(bound) | MultirangeOf(bound):
+            return can_be_beyond(bound, iceberg_type(bound))
+
+
+# ------------------------------------------------------------------------------------------------------------------ keys
+
+
+def no_key(column: Column, deterministic: bool = True) -> str:
+    """Why a column cannot be part of a key; empty when it can. ``deterministic``: of its collation."""
+    source = type_of(column)
+    if not isinstance(source, Leaf):
+        return _PARTS
+    if not deterministic:
+        return "its collation is nondeterministic: equal values can have different texts"
+    return SCALARS[source.name].no_key
 
 
 def key_is_ordered(columns: Sequence[Column], bytewise: Collection[str] = ()) -> bool:
@@ -126,14 +315,13 @@ def order(relation: Relation) -> Order:
 
 
 def _column_order(column: Column, bytewise: bool) -> Callable[[str], Any] | None:
-    oid = column.type_oid
-    if oid in _ORDERED:
-        return _ORDERED[oid]
-    if oid == NUMERIC and column.iceberg.startswith("decimal"):
-        return _decimal
-    if oid in (TEXT, VARCHAR, NAME) and bytewise:
-        return str.encode
-    return None
+    source = type_of(column)
+    if not isinstance(source, Leaf):
+        return None
+    if column.iceberg == "string":
+        # What is kept as text is compared as text here, by its bytes: only text compares so in PostgreSQL.
+        return str.encode if source.name in ("text", "varchar", "name") and bytewise else None
+    return _ORDERED.get(source.name)
 
 
 def _bool(text: str) -> bool:
@@ -149,15 +337,24 @@ def _decimal(text: str) -> Decimal:
     return value
 
 
-_ORDERED: Final[dict[int, Callable[[str], Any]]] = {
-    BOOL: _bool,
-    INT2: int,
-    INT4: int,
-    INT8: int,
-    OID: int,
-    UUID: lambda text: uuid.UUID(text).bytes,
-    DATE: parse_date,
-    TIME: parse_time,
-    TIMESTAMP: parse_timestamp,
-    TIMESTAMPTZ: parse_timestamp,
+def _bytes(text: str) -> bytes:
+    if not text.startswith("\\x"):
+        raise ValueError(f"not bytes: {text!r}")
+    return bytes.fromhex(text[2:])
+
+
+_ORDERED: Final[dict[str, Callable[[str], Any]]] = {
+    "bool": _bool,
+    "int2": int,
+    "int4": int,
+    "int8": int,
+    "oid": int,
+    "numeric": _decimal,
+    "money": lambda text: _decimal(text.replace("$", "").replace(",", "")),
+    "uuid": lambda text: uuid.UUID(text).bytes,
+    "bytea": _bytes,
+    "date": parse_date,
+    "time": parse_time,
+    "timestamp": parse_timestamp,
+    "timestamptz": parse_timestamp,
 }

@@ -17,7 +17,8 @@ from icelake.model.relation import Column, Relation
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Chunk
 from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.pgoutput import Decoder, RelationMessage
-from icelake.sources.postgres.types import SESSION, iceberg_type, key_is_ordered, order
+from icelake.sources.postgres.type_catalog import TypeCatalog
+from icelake.sources.postgres.types import SESSION, iceberg_type, key_is_ordered, leaf, no_key, order
 from icelake.sources.postgres.values import to_arrow, to_text
 from icelake.stack.postgres import Postgres
 from tests.unit.sources.postgres.wire import frame
@@ -138,6 +139,23 @@ def _instants() -> list[int]:
     return [low, high, 0, -1, 1, -62_135_596_800_000_001, -62_135_596_800_000_000, *near, *[RANDOM.randint(low, high) for _ in range(ROWS)]]
 
 
+def _intervals() -> list[str]:
+    edges = [
+        "0",
+        "178956970 years 7 mons",
+        "-178956970 years -8 mons",
+        "2147483647 days",
+        "-2147483648 days",
+        "1 year 2 mons -3 days 04:05:06.789",
+    ]
+    edges += ["2562047788:00:54.775807", "-2562047788:00:54.775807", "1 year -2 mons", "-1 mons +1 day -00:00:01", "1 day 24:00:00.000001"]
+    some = [
+        f"{RANDOM.randint(-30, 30)} mons {RANDOM.randint(-40, 40)} days {RANDOM.randint(-(10**12), 10**12) >> RANDOM.randint(0, 40)} us"
+        for _ in range(ROWS)
+    ]
+    return [*edges, *some]
+
+
 _ADD = "+ (%(v)s::int8 / 86400000000) * interval '1 day' + (%(v)s::int8 %% 86400000000) * interval '1 microsecond'"
 _EPOCH = "trunc(extract(epoch from {c}) * 1000000)::text"
 # Near the end of int64 extract(epoch from a timestamp) is no longer exact: its day and its time are.
@@ -148,6 +166,8 @@ _DAY_AND_TIME = (
 _INSTANT = f"({_DAY_AND_TIME})::text"
 _LOCAL = _INSTANT.replace(" AT TIME ZONE 'UTC'", "")
 _TEXT = "encode(convert_to({c}::text, 'UTF8'), 'hex')"
+# A cast to text is another function than output for some types: inet's shows /32.
+_OUTPUT = "CASE WHEN {c} IS NOT NULL THEN encode(convert_to(format('%s', {c}), 'UTF8'), 'hex') END"
 CASES = [
     Case("b", "bool", [True, False], "%(v)s", "{c}::int::text", lambda a: [None if v is None else str(int(v)) for v in a.to_pylist()]),
     Case("i2", "int2", _ints(-(2**15), 2**15 - 1), "%(v)s", "{c}::text", _number),
@@ -179,6 +199,23 @@ CASES = [
     Case("tz", "timestamptz", _instants(), f"timestamptz '1970-01-01 00:00+00' {_ADD}", _INSTANT, _number),
     Case("u", "uuid", [RANDOM.randbytes(16).hex() for _ in range(ROWS)], "%(v)s::text::uuid", "encode(uuid_send({c}), 'hex')", _hex),
     Case("j", "json", ['{"a": [1, 2.50,  null], "b\\n": "\\u00e9"}', "  1 ", '"\\\\"'], "%(v)s::text::json", _TEXT, _text_hex),
+    Case("mo", "money", ["0", "-0.05", "1234.5", "92233720368547758.07", "-92233720368547758.08", *_decimals(15, 2)],
+         "%(v)s::text::money", "trunc({c}::numeric * 100)::text", _scaled),
+    Case("iv", "interval", _intervals(), "%(v)s::text::interval",
+         "concat_ws(' ', extract(year from {c}) * 12 + extract(month from {c}), extract(day from {c}),"
+         " trunc(extract(hour from {c}) * 3600000000 + extract(minute from {c}) * 60000000 + extract(microseconds from {c})))",
+         lambda a: ["" if v is None else " ".join(map(str, v.values())) for v in a.to_pylist()]),
+    Case("e", "mood", ["sad", "ok", 'q"uo,te'], "%(v)s::text::mood", _TEXT, _text_hex),
+    Case("dm", "posted", ["1.5", "99999999.99"], "%(v)s::text::numeric", "trunc({c} * 100)::text", _scaled),
+    Case("dd", "day", ["2024-01-31", "0001-01-01"], "%(v)s::text::date", "({c} - date '1970-01-01')::text", _number),
+    *[Case(name, pg_type, values, f"%(v)s::text::{pg_type}", _OUTPUT, _text_hex) for name, pg_type, values in [
+        ("ip", "inet", ["10.0.0.1", "10.0.0.1/8", "::1", "2001:db8::/32"]), ("ci", "cidr", ["10.0.0.0/8", "2001:db8::/32"]),
+        ("ma", "macaddr", ["08:00:2b:01:02:03"]), ("m8", "macaddr8", ["08:00:2b:01:02:03:04:05"]), ("bi", "bit(3)", ["101", "000"]),
+        ("vb", "varbit", ["", "1", "0101010101"]), ("ls", "pg_lsn", ["0/0", "16/B374D848"]), ("x8", "xid8", ["0", "18446744073709551615"]),
+        ("tv", "tsvector", ["fat rat", "it''s"]), ("tq", "tsquery", ["fat & rat"]),
+        ("pt", "point", ["(1.5,-2)"]), ("bx", "box", ["(1,2),(3,4)"]),
+        ("jp", "jsonpath", ["$.a[*]"]), ("rc", "regclass", ["pg_class"]), ("iv2", "int2vector", ["1 2 3"]),
+    ]],
     Case("jb", "jsonb", ['{"b": 1, "a": [1, 2.50, null]}', "null", '"\\t"'], "%(v)s::text::jsonb", _TEXT, _text_hex),
 ]  # fmt: skip
 
@@ -200,11 +237,11 @@ def columns_of(connection: psycopg.Connection[Any], table: str) -> tuple[Column,
         " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
         [table],
     ).fetchall()
+    types = TypeCatalog(connection, [row[2] for row in rows])
     out = []
     for name, attnum, oid, typmod, pg_type in rows:
-        kind = iceberg_type(oid, typmod, pg_type)
-        assert kind is not None
-        out.append(Column(name, attnum, oid, typmod, pg_type, kind))
+        source, kind = types.of(oid, typmod)
+        out.append(Column(name, attnum, oid, typmod, pg_type, kind, source=source))
     return tuple(out)
 
 
@@ -228,6 +265,8 @@ def relation_of(connection: psycopg.Connection[Any], table: str, key: Sequence[s
 
 def test_every_type_by_copy_and_by_pgoutput(server: Postgres) -> None:
     with connect(server) as pg:
+        pg.execute("CREATE TYPE mood AS ENUM ('sad', 'ok', 'q\"uo,te')")
+        pg.execute("CREATE DOMAIN posted AS numeric(10,2) CHECK (value > 0); CREATE DOMAIN day AS date")
         definition = ", ".join(f"{case.name} {case.pg_type}" for case in CASES)
         pg.execute(f"CREATE TABLE every (id int PRIMARY KEY, {definition})")
         pg.execute("CREATE PUBLICATION p FOR TABLE every")
@@ -266,16 +305,11 @@ def test_every_type_by_copy_and_by_pgoutput(server: Postgres) -> None:
             # Float NaNs differ from themselves; bit for bit is what was promised anyway.
             assert repr(_raw(streamed.column(name))) == repr(_raw(batch.column(name))), name
 
-        # And back: PostgreSQL's own text, except for floats, whose spelling is Python's.
+        # And back, for what can be a key: PostgreSQL's own text.
         fields = [line.split(b"\t") for line in copied.split(b"\n")[:-1]]
         for at, column in enumerate(columns):
-            texts = to_text(batch.column(at), column)
-            if column.iceberg in ("float", "double"):
-                send = "float4send" if column.iceberg == "float" else "float8send"
-                unnested = f"unnest(%s::text[]::{column.pg_type}[]) WITH ORDINALITY AS u(v, n)"
-                read = pg.execute(f"SELECT encode({send}(v), 'hex') FROM {unnested} ORDER BY n", [texts]).fetchall()
-                assert [row[0] for row in read] == _floats(">f" if column.iceberg == "float" else ">d")(batch.column(at)), column
-            else:
+            if not no_key(column):
+                texts = to_text(batch.column(at), column)
                 assert [None if f == b"\\N" else _plain(f) for f in (line[at] for line in fields)] == texts, column
 
 
@@ -312,6 +346,7 @@ def _plain(field: bytes) -> str:
         ("timestamp", "294276-12-31 23:59:59.999999"),
         ("timestamptz", "294247-01-10 04:00:54.775808+00"),
         ("time", "24:00:00"),
+        ("interval", "infinity"),
         ("numeric(5,2)", "NaN"),
     ],
 )
@@ -320,9 +355,7 @@ def test_what_iceberg_cannot_hold_is_refused(server: Postgres, pg_type: str, lit
         row = pg.execute("SELECT %s::regtype::oid::int8", [pg_type]).fetchone()
         assert row is not None
         typmod = (5 << 16 | 2) + 4 if pg_type.startswith("numeric") else -1
-        kind = iceberg_type(row[0], typmod, pg_type)
-        assert kind is not None
-        column = Column("wrong", 1, row[0], typmod, pg_type, kind)
+        column = Column("wrong", 1, row[0], typmod, pg_type, str(iceberg_type(leaf(row[0], typmod))))
         lines = copy_out(pg, f"SELECT '{literal}'::{pg_type}")
         with pytest.raises(ValueOutOfContract, match="wrong") as caught:
             decode_copy(lines, [column], "shop.orders")
@@ -357,6 +390,8 @@ def test_keys_sort_as_the_server_sorts_them(server: Postgres) -> None:
             ("timestamptz", "timestamptz '0001-01-01 00:00+00' + (random() * 8e6 - 1e6) * interval '1 day'"),
             ("numeric(20,5)", "(random() * 1e9 - 5e8)::numeric(20,5)"),
             ("bool", "random() < 0.5"),
+            ("money", "(random() * 1e9 - 5e8)::numeric(20,2)::money"),
+            ("bytea", "substr(uuid_send(gen_random_uuid()), 1, (random() * 3)::int)"),
             ('text COLLATE "C"', "substr('aAbBzZéäñ漢🧊~', (random() * 12)::int, (random() * 5)::int)"),
         ]:
             pg.execute("DROP TABLE IF EXISTS sorted")

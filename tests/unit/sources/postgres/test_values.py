@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from icelake.errors import Corrupt, ValueOutOfContract
 from icelake.ports import arrow_type
-from icelake.sources.postgres.types import iceberg_type
 from icelake.sources.postgres.values import to_arrow, to_text
 from tests.unit.sources.postgres.wire import column
 
@@ -35,9 +34,7 @@ def test_nothing_and_nulls(oid: int) -> None:
     typmod = numeric(9, 2) if oid == 1700 else -1
     for values in ([], [None], [None] * 17):
         found = read(values, oid, typmod)
-        kind = iceberg_type(oid, typmod, "")
-        assert kind is not None
-        assert found.type == arrow_type(kind)
+        assert found.type == arrow_type(column("c", 1, oid, typmod).iceberg)
         assert found.to_pylist() == values
 
 

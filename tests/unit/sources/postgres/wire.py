@@ -4,16 +4,14 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from icelake.model.relation import Column, Relation
-from icelake.sources.postgres.types import iceberg_type
+from icelake.sources.postgres.types import iceberg_type, leaf
 
 UNSENT = object()
 """A value pgoutput leaves out because it is an unchanged TOAST value."""
 
 
 def column(name: str, attnum: int, oid: int, typmod: int = -1) -> Column:
-    kind = iceberg_type(oid, typmod, "")
-    assert kind is not None
-    return Column(name, attnum, oid, typmod, f"type {oid}", kind)
+    return Column(name, attnum, oid, typmod, f"type {oid}", str(iceberg_type(leaf(oid, typmod))))
 
 
 def relation(oid: int, name: str, columns: Sequence[tuple[str, int] | tuple[str, int, int]], key: Sequence[str]) -> Relation:
