@@ -434,7 +434,6 @@ OTHERWISE: dict[str, Relation] = {
     "another attribute": with_columns(SHAPE, ID, N, F, D, replace(L, iceberg="list<struct<a: int, b: float, c: int>>")),
     "an attribute's name": with_columns(SHAPE, ID, N, F, D, replace(L, iceberg="list<struct<a: int, c: float>>")),
     "list to int": with_columns(SHAPE, ID, N, F, D, replace(L, iceberg="int")),
-    "the policy": with_columns(SHAPE, ID, N, F, replace(D, out_of_range="null"), L),
     "the key": replace(SHAPE, key=("n",)),
     "a longer key": replace(SHAPE, key=("id", "n")),
     "the key's column": with_columns(SHAPE, replace(ID, attnum=9), N, F, D, L),
