@@ -6,12 +6,15 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from icelake.model.relation import Column, Refusal, Relation
 from icelake.sources.postgres import schema, type_catalog
+from icelake.sources.postgres.copy_text import decode_copy
 from icelake.sources.postgres.schema import describe, describe_oid, differences
-from icelake.sources.postgres.server import PostgresSource
+from icelake.sources.postgres.server import PostgresSource, range_query
 from icelake.sources.postgres.session import Connection, connect, run
+from icelake.sources.postgres.values import to_text
 from icelake.stack.postgres import Postgres
 
 SETUP = """
@@ -184,6 +187,16 @@ def test_keys_of_every_kind(session: Connection) -> None:
     found = only(session, "many_keys")
     assert isinstance(found, Relation)
     assert (len(found.key), found.key_is_ordered) == (15, False)
+    # Every key is found by its text alone, and so is where it lies between others.
+    row = ("ok", "10.0.0.1/8", "10.0.0.0/8", "08:00:2b:01:02:03", "101", "", "-$1,234.50", "ab ", "\\310", "n", "24:00:00+05:30", "\\x00ff")
+    key = (*row, "1.50", "16/B374D848", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11")
+    session.execute(f"insert into s.many_keys values ({', '.join(['%s'] * len(key))})", key)
+    session.execute(f"insert into s.many_keys values ({', '.join(['%s'] * len(key))})", ("sad", *key[1:]))
+    copy = "COPY ({}) TO STDOUT"
+    with session.cursor() as cursor, cursor.copy(sql.SQL(copy).format(range_query(found, (key, 0), (key, 1), None))) as lines:
+        batch = decode_copy(b"".join(bytes(line) for line in lines), found.columns)
+    assert [tuple(texts) for texts in zip(*[to_text(batch.column(c.name), c) for c in found.columns], strict=True)] == [key]
+    session.rollback()
     found = only(session, "bytes_key")
     assert isinstance(found, Relation)
     assert found.key_is_ordered
