@@ -29,7 +29,7 @@ from icelake.errors import (
 )
 from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
-from icelake.ingest.followed import Followed
+from icelake.ingest.followed import Followed, follow
 from icelake.ingest.upkeep import plan_expiry
 from icelake.model.ident import publication_name, slot_name
 from icelake.model.load import LoadState
@@ -50,7 +50,7 @@ from icelake.ports import (
     TableChange,
 )
 from icelake.tables.expire import Policy
-from icelake.tables.key_index import IndexFiles, KeyIndex
+from icelake.tables.key_index import IndexFiles
 from icelake.tables.schema import iceberg_schema, table_properties
 from icelake.tables.table import Table
 
@@ -187,6 +187,7 @@ class Applier:
             "buffered_bytes": self._stream.buffered if self._stream is not None else 0,
             "tables": len(self.followed),
             "loading": [str(table) for table in self.loading],
+            "append_only": [str(table) for table, followed in self.followed.items() if followed.relation.identity == "none"],
             "refused": [{"table": f"{r.schema}.{r.name}", "code": r.code, "why": r.why} for r in self.refusals],
             "rebuilt_indexes": [{"table": str(table), "why": why} for table, why in self.rebuilt_indexes.items()],
         }
@@ -379,11 +380,10 @@ class Applier:
                 _difference(table.relation, relation),
                 "undo the change in the source, or load the tables again into a new lake",
             )
-        index = KeyIndex.load(self._index_files(relation.id), loaded.metadata["table-uuid"])
-        reconciled = index.reconcile(table)
-        if reconciled.reason:
-            self.rebuilt_indexes[relation.id] = reconciled.reason
-        return Followed(table, index)
+        followed, rebuilt = follow(table, self._index_files(relation.id))
+        if rebuilt:
+            self.rebuilt_indexes[relation.id] = rebuilt
+        return followed
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
         properties = {
@@ -748,6 +748,6 @@ def _difference(lake: Relation, source: Relation) -> str:
         parts.append(f"another table of the same name (oid {source.oid}, was {lake.oid})")
     parts.extend(f"new: {text}" for text in sorted(columns(source) - columns(lake)))
     parts.extend(f"gone: {text}" for text in sorted(columns(lake) - columns(source)))
-    if lake.key != source.key:
-        parts.append(f"key ({', '.join(source.key)}), was ({', '.join(lake.key)})")
+    if (lake.identity, lake.key) != (source.identity, source.key):
+        parts.append(f"rows named by {source.named_by}, were by {lake.named_by}")
     return "; ".join(parts)

@@ -93,6 +93,7 @@ class _Source(_Part):
 class _Table(_Part):
     readers: Annotated[list[Reader], Field(min_length=1)] = ["duckdb"]
     on_value_error: ValuePolicy = "stop"
+    append_only: bool = False
 
 
 class _Commit(_Part):
@@ -184,13 +185,23 @@ def _project(writing: _Writing, checked: _File, profile: str | None) -> Project:
                 f"the sources' tables are: {patterns}",
                 "add it there",
             )
+        if checked.tables[table].append_only and table.endswith(".*"):
+            raise writing.error(
+                "PROJECT_BAD_VALUE",
+                ("tables", table, "append_only"),
+                "is for one table",
+                "updates and deletes of such a table do not reach its mirror: that is to be said of each by name",
+                'write [tables."schema.name"]',
+            )
     return Project(
         file=writing.file.absolute(),
         name=checked.project.name,
         profile=chosen,
         lake=(root / checked.lake.folder).absolute(),
         sources=sources,
-        tables={name: TableSettings(tuple(table.readers), table.on_value_error) for name, table in checked.tables.items()},
+        tables={
+            name: TableSettings(tuple(table.readers), table.on_value_error, table.append_only) for name, table in checked.tables.items()
+        },
         commit=CommitSettings(checked.commit.interval_ms, checked.commit.batch_mb),
         retention=_retention(writing, checked.retention),
         query=QuerySettings(checked.query.memory_limit),

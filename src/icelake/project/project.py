@@ -23,10 +23,14 @@ class SourceSettings:
 
 @dataclass(frozen=True, slots=True)
 class TableSettings:
-    """``readers``: the engines that must be able to read the table. ``on_value_error``: what a value out of contract does."""
+    """``readers``: the engines that must be able to read the table. ``on_value_error``: what a value out of contract does.
+
+    ``append_only``: its mirror holds what was inserted since its last TRUNCATE; updates and deletes do not reach it.
+    """
 
     readers: tuple[Reader, ...]
     on_value_error: ValuePolicy
+    append_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def iceberg_schema(relation: Relation) -> Json:
             identifiers.append(number)
     schema: Json = {"type": "struct", "schema-id": 0, "fields": fields}
     key_fields = [fields[number - 1] for number in identifiers]
-    if all(field["required"] and field["type"] not in ("float", "double") for field in key_fields):
+    if key_fields and all(field["required"] and field["type"] not in ("float", "double") for field in key_fields):
         schema["identifier-field-ids"] = identifiers
     return schema
 
@@ -141,7 +141,7 @@ def fields_of(metadata: Json) -> Fields:
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise _corrupt(f"{RELATION} does not describe the schema ({type(error).__name__}: {error})") from error
     names = {column.name for column in columns}
-    if len(listed) != len(columns) or not relation.key or not names.issuperset(relation.key):
+    if len(listed) != len(columns) or bool(relation.key) != (relation.identity == "key") or not names.issuperset(relation.key):
         raise _corrupt(f"{RELATION} and the schema name different columns")
     ids = {field["name"]: field["id"] for field in schema["fields"]}
     kinds = [file_type(field["type"]) for field in schema["fields"]]

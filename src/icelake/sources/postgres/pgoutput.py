@@ -36,7 +36,7 @@ _WHY: Final[dict[int, str]] = {
     kernels.UNKNOWN_MESSAGE: "pgoutput has no message of this type",
     kernels.BAD_TUPLE: "a tuple does not fill its message exactly",
     kernels.COLUMN_COUNT: "a tuple has another number of columns than its Relation message",
-    kernels.KEY_MISSING: "a key column has no value",
+    kernels.KEY_MISSING: "a key column, or the row before the change, is not in the message",
 }
 _RETRY: Final = "start again: the stream is read anew from the last commit; if it comes back, report it with the server's version"
 
@@ -98,7 +98,7 @@ def _cstring(raw: bytes, at: int) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How the tuples of one relation message become the columns of its Relation."""
+    """How the tuples of one relation message become the columns of its Relation. ``key``: what names rows, maybe all columns."""
 
     relation: Relation
     message: RelationMessage
@@ -108,6 +108,11 @@ class _Layout:
     key_schema: pa.Schema
     new_readers: tuple[Reader, ...]
     key_readers: tuple[Reader, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole old row is the key."""
+        return self.relation.identity == "full"
 
 
 def _layout(message: RelationMessage, relation: Relation) -> _Layout:
@@ -125,8 +130,9 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
                 "load the tables again into a new lake",
             )
         target[place] = at
-    for at, name in enumerate(relation.key):
-        key[places[name]] = at
+    named = relation.columns if relation.identity == "full" else relation.key_columns
+    for at, column in enumerate(named):
+        key[places[column.name]] = at
     table = str(relation.id)
     return _Layout(
         relation,
@@ -134,9 +140,9 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
         target,
         key,
         arrow_schema(relation.columns),
-        arrow_schema(relation.key_columns),
+        arrow_schema(named),
         tuple(reader(column, table) for column in relation.columns),
-        tuple(reader(column, table) for column in relation.key_columns),
+        tuple(reader(column, table) for column in named),
     )
 
 
@@ -316,9 +322,8 @@ def _change_set(
     start, length = np.empty((columns, count), np.int32), np.empty((columns, count), np.int32)
     key_start, key_length = np.empty((keys, count), np.int32), np.empty((keys, count), np.int32)
     missing = np.zeros(columns, np.int64)
-    status, at = kernels.scan_tuples(
-        buffer, rows, log.kind, log.body, log.end, layout.target, layout.key, op, start, length, key_start, key_length, missing
-    )
+    told = (buffer, rows, log.kind, log.body, log.end, layout.target, layout.key, layout.whole)
+    status, at = kernels.scan_tuples(*told, op, start, length, key_start, key_length, missing)
     if status != kernels.DONE:
         raise _corrupt(status, int(at), state)
     unchanged: dict[str, npt.NDArray[np.bool_]] = {}
@@ -327,13 +332,15 @@ def _change_set(
             unsent = np.empty(count, np.bool_)
             kernels.unsent(length[number], unsent)
             unchanged[layout.relation.columns[number].name] = unsent
+    old = _batch(buffer, key_start, key_length, layout.key_readers, layout.key_schema)
     return ChangeSet(
         relation=layout.relation,
         op=op,
         commit_lsn=log.lsn[rows],
         new=_batch(buffer, start, length, layout.new_readers, layout.new_schema),
-        old_key=_batch(buffer, key_start, key_length, layout.key_readers, layout.key_schema),
+        old_key=old.select([]) if layout.whole else old,
         unchanged=unchanged,
+        old=old if layout.whole else None,
     )
 
 

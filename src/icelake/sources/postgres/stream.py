@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -69,12 +69,13 @@ class PgStream:
     """
 
     def __init__(
-        self, dsn: str, slot: str, publication: str, start: int, held: Mapping[int, Relation], *, buffer_bytes: int = 1 << 26
+        self, dsn: str, slot: str, publications: Sequence[str], start: int, held: Mapping[int, Relation], *, buffer_bytes: int = 1 << 26
     ) -> None:
         """Start replication; nothing is received, and nothing told to the server, before ``receive``."""
         self._dsn = dsn
         self._slot = slot
-        self._publication = publication
+        self._publications = publications
+        self._publication = publications[0]
         self._start = start
         self._held = held
         self._held_names = {relation.id for relation in held.values()}
@@ -123,7 +124,7 @@ class PgStream:
         timeout_ms = int(run(self._connection, "select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")[0][0])
         self._every = min(10.0, timeout_ms / 3000) if timeout_ms else 10.0
         self._connection.add_notice_handler(self._noticed)
-        named = sql.Literal(schema.quoted(self._publication)).as_string()
+        named = sql.Literal(", ".join(map(schema.quoted, self._publications))).as_string()
         pgconn = self._connection.pgconn
         try:
             pgconn.send_query(
@@ -494,9 +495,9 @@ class PgStream:
         The message has no attnums, so they come from pg_attribute now, and count only if names and types are the message's.
         """
         with session(self._dsn, "cannot look up a table") as server:
-            now = schema.describe_oid(server, message.oid)
-        by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
-        held = self._held.get(message.oid) or by_name[message.schema, message.name]
+            by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
+            held = self._held.get(message.oid) or by_name[message.schema, message.name]
+            now = schema.describe_oid(server, message.oid, append_only=held.identity == "none")
         doing = "cannot be followed"
         schema.must_be(held, now, doing)
         schema.raise_if_changed(held, _disagreement(held, message), doing)
@@ -511,8 +512,10 @@ def _disagreement(held: Relation, message: RelationMessage) -> list[str]:
         return [f"it was called {message.schema}.{message.name} when the change was made"]
     if told != here:
         return [f"when the change was made its columns were {', '.join(name for name, _, _ in told)}, of other names or types"]
-    if message.replica_identity not in ("d", "f"):
-        return ["when the change was made its replica identity was neither DEFAULT nor FULL"]
-    if message.replica_identity == "d" and {column.name for column in message.columns if column.key} != set(held.key):
-        return ["when the change was made it had another primary key"]
+    if held.identity == "none" or message.replica_identity == "f":
+        return []
+    if held.identity == "full":
+        return ["when the change was made its replica identity was not FULL"]
+    if message.replica_identity == "n" or {column.name for column in message.columns if column.key} != set(held.key):
+        return ["when the change was made another key named its rows, or none"]
     return []

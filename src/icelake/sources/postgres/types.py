@@ -114,6 +114,8 @@ def order(relation: Relation) -> Order:
     still tells equal keys from different ones, but its order means nothing to PostgreSQL. Raises ValueError for a text that
     is not of its type.
     """
+    if not relation.key_is_ordered:
+        return lambda key: key
     parts = [_column_order(column, True) or str for column in relation.key_columns]
     if len(parts) == 1:
         only = parts[0]
