@@ -15,7 +15,7 @@ from icelake.errors import CommitUnknown, Fenced, Gap, IcelakeError, Refused, Un
 from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.tables.expire import Policy
 from tests.sim.checks import Checks
-from tests.sim.postgres import SimPostgres, make_tables
+from tests.sim.postgres import SimPostgres, make_keyless, make_tables
 from tests.sim.world import (
     CALLS,
     Broken,
@@ -67,6 +67,7 @@ class Schedule:
         tables = make_tables(full=rng.random() < 0.4)
         if rng.random() < 0.6:
             tables.pop(rng.randrange(len(tables)))
+        tables += [table for table in make_keyless() if random.Random(f"{table.name} {seed}").random() < 0.35]
         self.names = [table.name for table in tables]
         self.wanted = list(self.names)
         self.late_table = rng.random() < 0.4
@@ -285,7 +286,7 @@ class Schedule:
         world, postgres = self.world, self.world.postgres
         self._stop(self.running[-1])
         (slot,) = postgres.slots.values()
-        (publication,) = postgres.publications
+        publication = next(iter(postgres.publications))
         lost_on = self.rng.choice(("moved", "dropped", "lost", "timeline", "server", "publication"))
         world.say(f"the source was changed: {lost_on}")
         if lost_on == "moved":
