@@ -42,7 +42,7 @@ class Shop:
         """In one transaction; what the last one answers."""
         with self.session.transaction():
             for statement in statements:
-                cursor = self.session.execute(statement)  # type: ignore[arg-type]
+                cursor = self.session.execute(statement)
         return cursor.fetchall() if cursor.description else []
 
     def project(self, more: str = "") -> None:
@@ -76,14 +76,14 @@ def spelled(row: tuple[Any, ...]) -> str:
 def shop(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
     name = f"identity_{abs(hash(request.node.name)):x}"
     with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(f"create database {name}")  # type: ignore[arg-type]
+        admin.execute(f"create database {name}")
         with psycopg.connect(server.dsn_of(name), autocommit=True) as session:
             session.execute("set timezone = 'UTC'")
             shop = Shop(tmp_path, server.dsn_of(name), session)
             shop.project()
             yield shop
         admin.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s and not active", [name])
-        admin.execute(f"drop database {name} with (force)")  # type: ignore[arg-type]
+        admin.execute(f"drop database {name} with (force)")
 
 
 def row_ids(shop: Shop, table: str, column: str) -> list[tuple[Any, int]]:

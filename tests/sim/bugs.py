@@ -443,6 +443,11 @@ _ALL = (
         ),
     ),
     Bug(
+        "lost identity not noticed",
+        "a table that lost what names its rows is refused: its users cannot change it because of us",
+        (Patch(FOLLOWED, "        if now.unnamed:\n", "        if now is None:\n"),),
+    ),
+    Bug(
         "append-only TRUNCATE ignored",
         "an append-only mirror holds what was inserted since the last TRUNCATE",
         (Patch(FOLLOWED, "            self._begin().truncate()\n            inserts = ", "            inserts = "),),

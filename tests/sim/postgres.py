@@ -298,6 +298,8 @@ class SimPostgres:
         self.timeline = 1
         self.wal = 0x1500000 + rng.randrange(1 << 16) * 8
         self.publications: dict[str, frozenset[int]] = {}
+        self.unnamed: set[int] = set()
+        """OIDs of tables whose replica identity was taken away."""
         self.slots: dict[str, Slot] = {}
         self.log: list[Transaction] = []
         self.history = History([0], [0], [{table.name: {} for table in tables}], [{table.name: {} for table in tables}])
@@ -406,12 +408,12 @@ class SimPostgres:
                 elif what < 0.84 and table.keyed:
                     self._move(table, rows, born, key, changes)
                 else:
-                    changes.append(Change(table, rows.pop(key), None))
+                    gone = rows.pop(key)
+                    changes.append(Change(table, gone, None))
                     born.pop(key)
                     if what > 0.95:  # delete and insert of one key, or of one row, in one transaction
                         self._birth += 1
-                        row = self._row(table, key) if table.keyed else changes[-1].old
-                        assert row is not None
+                        row = self._row(table, key) if table.keyed else gone
                         rows[key] = row
                         born[key] = self._birth
                         changes.append(Change(table, None, row))

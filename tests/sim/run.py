@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from icelake.errors import CommitUnknown, Fenced, Gap, IcelakeError, Refused, Unreachable
+from icelake.errors import CommitUnknown, Fenced, Gap, IcelakeError, Refused, Unreachable, UnsupportedTable
 from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.tables.expire import Policy
 from tests.sim.checks import Checks
@@ -287,7 +287,7 @@ class Schedule:
         self._stop(self.running[-1])
         (slot,) = postgres.slots.values()
         publication = next(iter(postgres.publications))
-        lost_on = self.rng.choice(("moved", "dropped", "lost", "timeline", "server", "publication"))
+        lost_on = self.rng.choice(("moved", "dropped", "lost", "timeline", "server", "publication", "identity"))
         world.say(f"the source was changed: {lost_on}")
         if lost_on == "moved":
             postgres.other_activity()
@@ -300,13 +300,15 @@ class Schedule:
             postgres.timeline += 1
         elif lost_on == "server":
             postgres.system_id += "1"
-        else:
+        elif lost_on == "publication":
             some = postgres.tables[self.names[0]].relation.oid
             postgres.publications[publication] -= {some}
+        else:
+            postgres.unnamed.add(postgres.tables[self.names[0]].relation.oid)
         try:
             self._start().applier.step(0.2)
         except Refused as error:
-            expected = Refused if lost_on in ("server", "publication") else Gap
+            expected = {"server": Refused, "publication": Refused, "identity": UnsupportedTable}.get(lost_on, Gap)
             if type(error) is not expected:
                 raise Broken(f"{lost_on}: {error}") from error
         else:

@@ -17,6 +17,7 @@ from icelake.catalog.store import SqliteCatalog
 from icelake.errors import CommitConflict, CommitUnknown, Corrupt, Refused, Unreachable
 from icelake.model.ident import append_publication
 from icelake.model.load import Bound
+from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import (
     Chunk,
@@ -671,7 +672,11 @@ class SimSource:
             if publication not in postgres.publications:
                 raise Refused("PUBLICATION_CHANGED", f"publication {publication} is gone")
             oids = postgres.publications[publication] | postgres.publications[append_publication(publication)]
-            return {t.relation.id: f"1.{t.relation.oid}|1|1" for t in postgres.tables.values() if t.relation.oid in oids}
+            return {
+                t.relation.id: str(Membership(f"1.{t.relation.oid}", "1", "1", t.relation.oid in postgres.unnamed))
+                for t in postgres.tables.values()
+                if t.relation.oid in oids
+            }
 
         return self._call("published", names)
 

@@ -8,7 +8,7 @@ How changes name rows (``Relation.identity``) makes three kinds: ``Keyed`` rows 
 their values, those of an ``AppendOnly`` table not at all.
 """
 
-import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, LoadedTab
 from icelake.sources.postgres.types import order
 from icelake.tables.bag_index import BagIndex, hash_rows
 from icelake.tables.key_index import Identity, IndexFiles, KeyIndex
-from icelake.tables.keys import hash_keys
+from icelake.tables.keys import Hashes, hash_keys
 from icelake.tables.rewrite import Moved, choose, rewrite
 from icelake.tables.table import Delta, Table
 
@@ -37,6 +37,8 @@ LOAD_BYTES = 64 << 20
 class RowIndex(Protocol):
     """What every kind of row index has in common."""
 
+    def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> None: ...
+
     def clear(self) -> None: ...
 
     def commit(self, snapshot_id: int | None, files: Mapping[int, Identity]) -> None: ...
@@ -44,7 +46,7 @@ class RowIndex(Protocol):
     def rollback(self) -> None: ...
 
 
-class Followed:
+class Followed(ABC):
     """A followed table. Between commits ``delta`` is None; a batch fills it, and ``done`` or ``rollback`` ends it.
 
     What is common to all kinds; ``follow`` makes the right one.
@@ -69,8 +71,8 @@ class Followed:
         self.changes += len(changes.op)
         self._apply(changes)
 
-    def _apply(self, changes: ChangeSet) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _apply(self, changes: ChangeSet) -> None: ...
 
     def _admit(self, changes: ChangeSet) -> npt.NDArray[np.uint8]:
         """The kind of each change once the load state had its say. Without a key there is one interval; ``Keyed`` knows more."""
@@ -90,8 +92,8 @@ class Followed:
             count += batch.num_rows
         return count
 
-    def _load(self, rows: pa.RecordBatch) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _load(self, rows: pa.RecordBatch) -> None: ...
 
     def loaded_until(self, state: LoadState) -> None:
         """The running batch brings the table to this load state."""
@@ -185,9 +187,9 @@ class Followed:
         # A rewrite moves no source position: the marker below it in main's ancestry stays the one that counts.
         return delta.prepare({"icelake.attempt": marker.attempt}, {})
 
+    @abstractmethod
     def _moved(self, file_nos: Sequence[int], moved: Moved) -> None:
         """The rows of these files are elsewhere now."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -200,25 +202,15 @@ class Followed:
         self.delta = None
         self.changes = 0
 
-    def _append(self, rows: pa.RecordBatch, hashes: npt.NDArray[np.uint64] | None, row_ids: npt.NDArray[np.int64]) -> None:
+    def _append(self, rows: pa.RecordBatch, hashes: Hashes | None, row_ids: npt.NDArray[np.int64]) -> None:
         explicit = row_ids if (row_ids >= 0).any() else None
         done = 0
         for no, start, count in self._begin().append(rows, explicit):
             end = done + count
             if hashes is not None:
                 positions = np.arange(start, start + count, dtype=np.int64)
-                self._put(hashes[done:end], np.full(count, no, np.int32), positions, row_ids[done:end])
+                self._index.put(hashes[done:end], np.full(count, no, np.int32), positions, row_ids[done:end])
             done = end
-
-    def _put(
-        self,
-        hashes: npt.NDArray[np.uint64],
-        file_no: npt.NDArray[np.int32],
-        position: npt.NDArray[np.int64],
-        row_id: npt.NDArray[np.int64],
-    ) -> None:
-        """Rows are there now."""
-        raise NotImplementedError
 
     def _row_ids(
         self,
@@ -409,16 +401,7 @@ class Keyed(Followed):
     def _moved(self, file_nos: Sequence[int], moved: Moved) -> None:
         self.index.put(self._hash(moved.keys), moved.file_no, moved.positions, moved.row_ids)
 
-    def _put(
-        self,
-        hashes: npt.NDArray[np.uint64],
-        file_no: npt.NDArray[np.int32],
-        position: npt.NDArray[np.int64],
-        row_id: npt.NDArray[np.int64],
-    ) -> None:
-        self.index.put(hashes, file_no, position, row_id)
-
-    def _hash(self, keys: pa.RecordBatch) -> npt.NDArray[np.uint64]:
+    def _hash(self, keys: pa.RecordBatch) -> Hashes:
         return hash_keys(keys, self.index.seed)
 
     def _diverged(self, changes: ChangeSet, row: int) -> Corrupt:
@@ -467,21 +450,14 @@ class Multiset(Followed):
         first_row_ids = {no: self.table.files[no].first_row_id for no in file_nos}
         self.index.move(first_row_ids, moved.row_ids, moved.file_no, moved.positions)
 
-    def _put(
-        self,
-        hashes: npt.NDArray[np.uint64],
-        file_no: npt.NDArray[np.int32],
-        position: npt.NDArray[np.int64],
-        row_id: npt.NDArray[np.int64],
-    ) -> None:
-        self.index.put(hashes, file_no, position, row_id)
-
-    def _hash(self, rows: pa.RecordBatch) -> npt.NDArray[np.uint64]:
+    def _hash(self, rows: pa.RecordBatch) -> Hashes:
         return hash_rows(rows, self.index.seed)
 
 
 class NoIndex:
     """The row index of a table whose rows are never looked for."""
+
+    def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> None: ...
 
     def clear(self) -> None: ...
 
@@ -527,7 +503,7 @@ def follow(table: Table, files: IndexFiles | None) -> tuple[Followed, str]:
             reconciled = index.reconcile(table)
             return Keyed(table, index), reconciled.reason
         case "full":
-            bag = BagIndex((secrets.randbits(64), secrets.randbits(64)))
+            bag = BagIndex()
             bag.reconcile(table)
             return Multiset(table, bag), ""
         case "none":

@@ -9,6 +9,7 @@ In memory: nodes, one a row, in arrays (place, row id, next equal row), and an o
 node of its chain. Hashes whose last row went stay until the table grows.
 """
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -86,10 +87,10 @@ class _Bag:
 class BagIndex:
     """See the module. Not thread-safe."""
 
-    def __init__(self, seed: tuple[int, int]) -> None:
-        """Empty; use ``reconcile``."""
-        self.seed = seed
-        self._k0, self._k1 = np.uint64(seed[0]), np.uint64(seed[1])
+    def __init__(self, seed: tuple[int, int] | None = None) -> None:
+        """Empty; use ``reconcile``. ``seed`` None: a random one."""
+        self.seed = seed or (secrets.randbits(64), secrets.randbits(64))
+        self._k0, self._k1 = np.uint64(self.seed[0]), np.uint64(self.seed[1])
         self._bag = _Bag()
         self._ready = False
         self._undo: list[Callable[[], None]] | None = []

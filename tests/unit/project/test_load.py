@@ -61,6 +61,7 @@ tables = ["sales.orders"]
 [tables."crm.people"]
 readers = ["duckdb", "spark"]
 on_value_error = "stop"
+append_only = true
 [commit]
 interval_ms = 250
 batch_mb = 64
@@ -75,6 +76,7 @@ memory_limit = "1.5GB"
     assert project.lake == Path("/data/lake")
     assert project.sources["two"].dsn == Secret("file", str(tmp_path / "two.dsn"))
     assert project.tables["crm.people"].readers == ("duckdb", "spark")
+    assert project.tables["crm.people"].append_only
     assert (project.commit.interval_ms, project.commit.batch_mb, project.query.memory_limit) == (250, 64, "1.5GB")
     assert project.retention.thin == (Thinning(60, 3600), Thinning(86400, 400 * 86400))
 
@@ -123,6 +125,8 @@ memory_limit = "1.5GB"
             2,
             ["'skip' is not a choice", "choose of: stop"],
         ),
+        (("# a shop", '[tables."public.*"]\nappend_only = true'), "PROJECT_BAD_VALUE", 2, ["for one table", "by name"]),
+        (("# a shop", '[tables."public.x"]\nappend_onyl = true'), "PROJECT_UNKNOWN_KEY", 2, ["did you mean append_only?"]),
         (("# a shop", '[tables."crm.x"]\nreaders = ["duckdb"]'), "PROJECT_TABLE_NOT_MIRRORED", 1, ['tables."crm.x"', "public.*"]),
         (("# a shop", "x = = 1"), "PROJECT_SYNTAX", 1, ["not TOML"]),
         (("# a shop", "x = '''"), "PROJECT_SYNTAX", 7, ["not TOML"]),
