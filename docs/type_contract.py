@@ -6,6 +6,7 @@
 import sys
 from pathlib import Path
 
+from icelake.model.types import Primitive, parse
 from icelake.sources.postgres.types import (
     SCALARS,
     SESSION,
@@ -118,7 +119,7 @@ def page() -> str:
 
 
 def row(label: str, iceberg: str, scalar: Scalar, out_of_range: str) -> str:
-    key = f"no: {scalar.no_key}" if scalar.no_key else "yes"
+    key = "yes" if isinstance(parse(scalar.iceberg), Primitive) else "no: it has parts"
     return f"| {label} | {iceberg} | {scalar.text} | {out_of_range} | {'`error`' if out_of_range else ''} | {key} |\n"
 
 

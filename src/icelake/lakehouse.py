@@ -277,7 +277,10 @@ class Lakehouse:
         return Policy(tuple(tiers))
 
     def _source(self, settings: SourceSettings) -> PostgresSource:
-        return PostgresSource(settings.dsn.reveal(), settings.name, busy_seconds=BUSY)
+        return PostgresSource(settings.dsn.reveal(), settings.name, append_only=self._append_only(), busy_seconds=BUSY)
+
+    def _append_only(self) -> list[str]:
+        return [name for name, settings in self.project.tables.items() if settings.append_only]
 
     def _desk(self, source: str) -> SqliteDesk:
         return SqliteDesk(self.project.lake / "desk" / f"{source}.db")
@@ -413,6 +416,7 @@ class Lakehouse:
         relation = relation_of(loaded.metadata)
         return {
             **self._table(*found),
+            "identity": relation.identity,
             "key": list(relation.key),
             "columns": [
                 {"name": c.name, "type": c.iceberg, "postgres": c.pg_type, "attnum": c.attnum, "nullable": c.nullable}
@@ -523,7 +527,10 @@ class Lakehouse:
         """What is missing or unsafe, with the statement that mends it."""
         findings: list[Json] = []
         for settings in self.project.sources.values():
-            findings.extend({"source": settings.name, **asdict(finding)} for finding in check(settings.dsn.reveal(), settings.tables))
+            findings.extend(
+                {"source": settings.name, **asdict(finding)}
+                for finding in check(settings.dsn.reveal(), settings.tables, self._append_only())
+            )
         return findings
 
 

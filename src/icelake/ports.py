@@ -74,9 +74,14 @@ class ChangeSet:
     new: pa.RecordBatch
     """``arrow_schema(relation.columns)``; a row of nulls for deletes and truncates. Unchanged TOAST values are null here."""
     old_key: pa.RecordBatch
-    """``arrow_schema(relation.key_columns)``: the key before the change, for updates (always filled) and deletes; else nulls."""
+    """``arrow_schema(relation.key_columns)``: the key before the change, for updates (always filled) and deletes; else nulls.
+
+    Without columns unless ``relation.identity`` is "key"."""
     unchanged: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     """Column name -> where its value was not sent (unchanged TOAST, pgoutput 'u'). Columns without any are left out."""
+    old: pa.RecordBatch | None = None
+    """Like ``new``, the row before the change, for updates and deletes; only if ``relation.identity`` is "full", and then nothing
+    is ``unchanged``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +200,15 @@ class Source(Protocol):
     def publish(self, publication: str, relations: Sequence[Relation]) -> None:
         """Make the publication hold at least these tables with insert, update, delete, truncate. Idempotent.
 
-        Never adds a table whose updates or deletes would then fail for its owner.
+        Those of identity "none" go into a publication beside it (``model.ident.append_publication``) that sends inserts and truncates
+        only: the updates and deletes of such a table would fail for its users once they are published. No other is added to either.
         """
         ...
 
     def published(self, publication: str) -> Mapping[TableId, str]:
-        """The tables of the publication, each with the text of its ``model.membership``.
+        """The tables of the publication and of the one beside it, each with the text of its ``model.membership``.
 
-        Raises Refused if the publication is gone or no longer publishes all four operations.
+        Raises Refused if the publication is gone, or if one of the two does not send what it should.
         """
         ...
 
@@ -215,7 +221,7 @@ class Source(Protocol):
     def drop_slot(self, name: str) -> None: ...
 
     def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation], parked: Sequence[Relation] = ()) -> Stream:
-        """Start replication at ``start``. The relations are what the lake's tables hold; a relation message must agree.
+        """Start replication of both publications at ``start``. The relations are what the lake holds; a relation message must agree.
 
         Changes of ``parked`` tables come raw, whatever they are. An error that is about one table alone names it (``error.table``).
         """

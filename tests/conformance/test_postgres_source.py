@@ -14,6 +14,7 @@ from psycopg import sql
 from icelake.errors import Gap, IcelakeError, ProjectError, Refused, Unreachable, UnsupportedTable
 from icelake.model.load import Bound
 from icelake.model.lsn import parse_lsn
+from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, TableId
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Chunk, Source, Stream
 from icelake.sources.postgres.server import PostgresSource, range_query
@@ -160,6 +161,91 @@ def test_never_publishes_a_table_whose_updates_would_then_fail(shop: Shop) -> No
     shop.sql("alter table a drop constraint a_pkey")
     with pytest.raises(UnsupportedTable, match="no primary key"):
         shop.source.publish("p", [a])
+
+
+def test_says_that_nothing_names_the_rows_of_a_published_table_any_more(shop: Shop) -> None:
+    """Exactly when PostgreSQL refuses its users' updates."""
+    shop.sql("create table a (id int primary key, u int not null unique, v int)")
+    shop.sql("insert into a values (1, 1, 1)")
+    shop.source.publish("p", [shop.relation("public.a")])
+    for change, lost in (
+        ("replica identity full", False),
+        ("replica identity nothing", True),
+        ("replica identity using index a_u_key", False),
+        ("drop constraint a_u_key", True),
+        ("replica identity default", False),
+        ("drop constraint a_pkey", True),
+        ("add primary key (id) deferrable", True),
+        ("replica identity full", False),
+        ("add column g int generated always as (v + 1) stored", True),
+        ("drop column g", False),
+    ):
+        shop.sql(f"alter table a {change}")
+        assert Membership.parse(shop.source.published("p")[TableId("public", "a")]).unnamed == lost, change
+        if lost:
+            with pytest.raises(psycopg.Error, match="cannot update table"):
+                shop.sql("update a set v = v + 1")
+        else:
+            shop.sql("update a set v = v + 1")
+
+
+def test_an_append_only_table_is_published_beside_the_others(shop: Shop) -> None:
+    shop.sql("create table a (id int primary key)")
+    shop.sql("create table log (line text)")
+    shop.source.append_only = frozenset({"public.log"})
+    (a, log), start = shop.followed("public.a", "public.log")
+    assert (a.identity, log.identity) == ("key", "none")
+    assert shop.source.published("p").keys() == {a.id, log.id}
+    stream = shop.source.stream(shop.slot, "p", start, [a, log])
+    shop.sql("insert into log values ('x'), (null)")
+    shop.sql("update log set line = 'y'")
+    shop.sql("delete from log")
+    shop.sql("insert into a values (1)")
+    shop.sql("truncate log, a")
+    # Another identity is none of its mirror's business.
+    shop.sql("alter table log replica identity full")
+    shop.sql("insert into log values ('z')")
+    chunks = caught_up(stream, shop.now())
+    logged = [changes for chunk in chunks for changes in chunk.changes if changes.relation == log]
+    assert [(op, new) for changes in logged for op, new in zip(changes.op, changes.new.to_pylist(), strict=True)] == [
+        (INSERT, {"line": "x"}),
+        (INSERT, {"line": None}),
+        (TRUNCATE, {"line": None}),
+        (INSERT, {"line": "z"}),
+    ]
+    assert [op for op, _, _ in operations(chunks, "a")] == [INSERT, TRUNCATE]
+    stream.close()
+    # Neither publication may send more, or less.
+    shop.sql("alter publication p_append set (publish = 'insert, update, truncate')")
+    with pytest.raises(Refused, match="but insert, update, truncate"):
+        shop.source.published("p")
+    shop.sql("drop publication p_append")
+    assert shop.source.published("p").keys() == {a.id}
+    with pytest.raises(Refused, match=r"no longer holds public\.log"):
+        shop.source.stream(shop.slot, "p", start, [a, log])
+
+
+def test_rows_without_a_key_come_whole(shop: Shop) -> None:
+    shop.sql("create table bag (n int, f float8, big text)")
+    shop.sql("alter table bag alter column big set storage external, replica identity full")
+    shop.sql("insert into bag select n % 2, '-0', repeat('z', 9000) from generate_series(1, 7) n")
+    (bag,), start = shop.followed("public.bag")
+    assert (bag.identity, bag.key) == ("full", ())
+    rows, _, bound = read(shop.source, bag, None, None, 2)  # one range, whatever the limit
+    assert (rows.num_rows, bound) == (7, None)
+    stream = shop.source.stream(shop.slot, "p", start, [bag])
+    shop.sql("update bag set f = 0 where n = 0")
+    shop.sql("delete from bag where f = 0")
+    (first, *more) = [changes for chunk in caught_up(stream, shop.now()) for changes in chunk.changes]
+    old = pa.Table.from_batches([changes.old for changes in (first, *more) if changes.old is not None])
+    assert sorted((str(row["f"]), len(row["big"])) for row in old.to_pylist()) == [("-0.0", 9000)] * 7 + [("0.0", 9000)] * 3
+    assert {len(text) for changes in (first, *more) for text in changes.new["big"].to_pylist() if text is not None} == {9000}
+    # A key of later days is another table.
+    shop.sql("alter table bag add column id int generated always as identity primary key")
+    shop.sql("insert into bag values (1)")
+    with pytest.raises(UnsupportedTable, match="TABLE_CHANGED"):
+        caught_up(stream, shop.now())
+    stream.close()
 
 
 def test_makes_keeps_and_drops_a_slot(shop: Shop) -> None:
@@ -547,7 +633,13 @@ def test_a_publication_dropped_meanwhile_loses_nothing_silently(shop: Shop) -> N
         ("alter table a rename column v to w", "column v is now called w"),
         ("alter table a alter column v type varchar(9)", "from text to character varying(9)"),
         ("alter table a rename to z; insert into z values (7)", "now called public.z"),
-        ("alter table a drop constraint a_pkey, add primary key (id, v)", "the primary key is now (id, v)"),
+        ("alter table a drop constraint a_pkey, add primary key (id, v)", "rows by the key (id, v), they did by the key (id)"),
+        ("alter table a drop constraint a_pkey", "it has no primary key"),
+        ("alter table a replica identity nothing", "its replica identity is NOTHING"),
+        (
+            "create unique index i on a (v, id); alter table a replica identity using index i",
+            "rows by the key (v, id), they did by the key (id)",
+        ),
     ],
 )
 def test_a_table_of_another_shape_is_not_followed(shop: Shop, change: str, told: str) -> None:
@@ -640,6 +732,11 @@ def test_a_key_without_an_order_is_read_whole_or_singly(shop: Shop) -> None:
     assert len(read(shop.source, a, (("1.30",), 0), (("1.30",), 1), 5)[0]) == 1
     with pytest.raises(ValueError, match="whole"):
         shop.source.read_range(a, ((text,), 1), None, 5)
+    shop.sql("create table b (id char(3) primary key, v int)")
+    shop.sql("insert into b values ('x', 1), ('', 2)")
+    for text in ("x  ", "   "):
+        assert len(read(shop.source, shop.relation("public.b"), ((text,), 0), ((text,), 1), 5)[0]) == 1
+    assert len(read(shop.source, shop.relation("public.b"), (("x",), 0), (("x",), 1), 5)[0]) == 0
 
 
 def test_ranges_use_the_primary_key(shop: Shop) -> None:

@@ -38,7 +38,7 @@ def sql(one: Rig, *statements: str) -> None:
 
 def publication(one: Rig) -> str:
     with psycopg.connect(one.dsn) as connection:
-        row = connection.execute("select pubname from pg_publication").fetchone()
+        row = connection.execute("select pubname from pg_publication order by length(pubname)").fetchone()
     assert row is not None
     return str(row[0])
 

@@ -79,6 +79,7 @@ FOLLOWED = "icelake.ingest.followed"
 UPKEEP = "icelake.ingest.upkeep"
 STORE = "icelake.catalog.store"
 
+BAG = "icelake.tables.bag_index"
 TABLE = "icelake.tables.table"
 EXPIRE = "icelake.tables.expire"
 REWRITE = "icelake.tables.rewrite"
@@ -259,8 +260,8 @@ _ALL = (
         (
             Patch(
                 FOLLOWED,
-                "return np.where(commit_lsn < np.uint64(intervals[0].lsn), np.uint8(collapse.SKIP), op)",
-                "return op.copy()",
+                "return np.where(changes.commit_lsn < np.uint64(interval.lsn), np.uint8(collapse.SKIP), changes.op)",
+                "return changes.op.copy()",
             ),
         ),
     ),
@@ -270,8 +271,8 @@ _ALL = (
         (
             Patch(
                 FOLLOWED,
-                "return np.where(commit_lsn < np.uint64(intervals[0].lsn), np.uint8(collapse.SKIP), op)",
-                "return np.where(commit_lsn <= np.uint64(intervals[0].lsn), np.uint8(collapse.SKIP), op)",
+                "return np.where(changes.commit_lsn < np.uint64(interval.lsn), np.uint8(collapse.SKIP), changes.op)",
+                "return np.where(changes.commit_lsn <= np.uint64(interval.lsn), np.uint8(collapse.SKIP), changes.op)",
             ),
         ),
     ),
@@ -304,7 +305,13 @@ _ALL = (
     Bug(
         "TRUNCATE ignored",
         "a TRUNCATE removes every row",
-        (Patch(FOLLOWED, "        if net.truncated:\n            delta.truncate()\n", "        if net.truncated:\n"),),
+        (
+            Patch(
+                FOLLOWED,
+                "            delta.truncate()\n            self.index.clear()\n        else:\n            if len(gone)",
+                "            self.index.clear()\n        else:\n            if len(gone)",
+            ),
+        ),
     ),
     Bug(
         "rows before a TRUNCATE survive",
@@ -365,10 +372,10 @@ _ALL = (
         "on start the live files are compared with the key index",
         (
             Patch(
-                APPLIER,
-                "        reconciled = index.reconcile(table)\n        if reconciled.reason:\n",
-                "        reconciled = None\n        if index.files:\n            index._ready = True\n        else:\n"
-                "            index.reconcile(table)\n        if reconciled:\n",
+                FOLLOWED,
+                "            reconciled = index.reconcile(table)\n            return Keyed(table, index), reconciled.reason\n",
+                "            if index.files:\n                index._ready = True\n            else:\n"
+                "                index.reconcile(table)\n            return Keyed(table, index), ''\n",
             ),
         ),
     ),
@@ -397,6 +404,58 @@ _ALL = (
         "position is the commit's start",
         "a transaction's position is its end LSN",
         (Patch(PGOUTPUT, "position=int(state[kernels.POSITION]) & _U64 if transactions", "position=int(log.lsn[0]) if transactions"),),
+    ),
+    Bug(
+        "0.0 taken for -0.0",
+        "a delete without a key takes a row that is the same bit by bit",
+        (Patch(BAG, "[_bits(column) for column in rows.columns]", "list(rows.columns)"),),
+    ),
+    Bug(
+        "equal rows taken once",
+        "of equal rows a delete takes one, two deletes take two",
+        (Patch(FOLLOWED, "self.index.take(hashes[first][net.taken])", "self.index.take(hashes[first][np.sort(np.unique(net.taken))])"),),
+    ),
+    Bug(
+        "row index not told of compaction",
+        "the row index follows where a rewrite moves rows",
+        (Patch(FOLLOWED, "        self.index.move(first_row_ids, moved.row_ids, moved.file_no, moved.positions)\n", ""),),
+    ),
+    Bug(
+        "rows of one chunk not found by the next",
+        "a change may take a row that the same batch brought",
+        (
+            Patch(
+                BAG,
+                "        self._add(hashes, file_no, position, row_id)\n\n",
+                "        if (np.asarray(row_id) >= 0).any():\n            self._add(hashes, file_no, position, row_id)\n\n",
+            ),
+        ),
+    ),
+    Bug(
+        "updates without a key get new row ids",
+        "an update keeps its row id, also where rows have no key",
+        (
+            Patch(
+                FOLLOWED,
+                "self._row_ids(net.origin[net.live], file_no, position, row_id)",
+                "np.full(len(net.live), -1, np.int64)",
+            ),
+        ),
+    ),
+    Bug(
+        "lost identity not noticed",
+        "a table that lost what names its rows is refused: its users cannot change it because of us",
+        (Patch(FOLLOWED, "        if now.unnamed:\n", "        if now is None:\n"),),
+    ),
+    Bug(
+        "append-only TRUNCATE ignored",
+        "an append-only mirror holds what was inserted since the last TRUNCATE",
+        (Patch(FOLLOWED, "            self._begin().truncate()\n            inserts = ", "            inserts = "),),
+    ),
+    Bug(
+        "append-only keeps what a TRUNCATE of its own chunk removed",
+        "an append-only mirror holds what was inserted since the last TRUNCATE",
+        (Patch(FOLLOWED, "            inserts = inserts[inserts > truncates[-1]]\n", ""),),
     ),
 )
 

@@ -5,7 +5,8 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from icelake.model.ident import control_table
 from icelake.model.load import LoadState
@@ -13,7 +14,7 @@ from icelake.model.lsn import parse_lsn
 from icelake.model.parking import PARKED, SUFFIX, Parking, spool_of
 from icelake.ports import LoadedTable, TableChange
 from tests.sim.lake import Json, Lake
-from tests.sim.postgres import Key, Row, Rows, parsed_key
+from tests.sim.postgres import Key, Row, Rows, Table, parsed_key
 from tests.sim.world import Broken, Hold, Process, World
 
 Births = dict[tuple[str, int, int], int]
@@ -31,6 +32,7 @@ class Checks:
         self.row_ids: Births = {}
         self.compared: dict[str, list[int]] = {}
         """Table -> sequence numbers from which on its rows were compared with the source."""
+        self.ids_at: dict[str, tuple[int, frozenset[int] | None]] = {}
         self.owners: dict[tuple[str, int], tuple[str, int]] = {}
         self.position = 0
         self.epoch = 0
@@ -144,7 +146,7 @@ class Checks:
         tables: dict[str, int] = json.loads(snapshot["summary"]["icelake.cut"])
         truth = self.world.postgres.state_before(hold.lsn)
         for name, snapshot_id in tables.items():
-            self.compare(name, snapshot_id, truth[name], f"the cut for verify at {hold.lsn:X}")
+            self.compare(name, snapshot_id, truth[name], f"the cut for verify at {hold.lsn:X}", hold.lsn)
         lease = next((lease for lease in self.world.server.leases() if lease.id == lease_id), None)
         if lease is None or {str(table): at for table, at in lease.snapshots.items()} != tables:
             raise Broken("the cut for verify is not leased")
@@ -153,10 +155,22 @@ class Checks:
     # ------------------------------------------------------------------------------------------------------ comparing
 
     def compare(
-        self, name: str, snapshot_id: int, truth: Rows, what: str, inside: Callable[[Key], bool] = lambda _: True
+        self,
+        name: str,
+        snapshot_id: int,
+        truth: Rows,
+        what: str,
+        position: int | None = None,
+        inside: Callable[[Key], bool] = lambda _: True,
     ) -> dict[Key, int]:
-        """The rows of a table at a snapshot (with keys ``inside``) are these; the row id of each key."""
+        """The rows of a table at a snapshot (with keys ``inside``) are these; the row id of each key.
+
+        ``position``: of an append-only table; None: now.
+        """
         table = self.world.postgres.tables[name]
+        if not table.keyed:
+            self.compare_rows(table, snapshot_id, truth, what, position)
+            return {}
         metadata = self.world.server.load(table.relation.id).metadata
         columns = [column.name for column in table.relation.columns]
         contents = self.lake.contents(metadata, snapshot_id, columns)
@@ -179,6 +193,43 @@ class Checks:
             raise Broken(f"{what}: {name} has a row id twice")
         return ids
 
+    def compare_rows(self, table: Table, snapshot_id: int, truth: Rows, what: str, position: int | None) -> None:
+        """The rows of a table without a key are these, each as often; an append-only one holds what was inserted."""
+        metadata = self.world.server.load(table.relation.id).metadata
+        contents = self.lake.contents(metadata, snapshot_id, [column.name for column in table.relation.columns])
+        wanted: Iterable[Row] = truth.values()
+        if table.relation.identity == "none":
+            (interval,) = LoadState.parse(metadata["properties"]["icelake.load"]).intervals
+            assert interval.lsn is not None
+            at = self.world.postgres.wal if position is None else position
+            wanted = self.world.postgres.appended(table.name, interval.lsn, at)
+        # repr tells 0.0 from -0.0.
+        found, expected = Counter(repr(row) for row, _ in contents.rows), Counter(map(repr, wanted))
+        if found != expected:
+            raise Broken(f"{what}: {table.name} has {dict(found - expected)} too many and lacks {dict(expected - found)}")
+        if len({row_id for _, row_id in contents.rows}) != len(contents.rows):
+            raise Broken(f"{what}: {table.name} has a row id twice")
+
+    def new_row_ids(self, table: Table, snapshot_id: int, position: int) -> None:
+        """From cut to cut there are no more new row ids than rows were inserted: updates keep theirs, whichever of equal rows they meet."""
+        metadata = self.world.server.load(table.relation.id).metadata
+        contents = self.lake.contents(metadata, snapshot_id, [column.name for column in table.relation.columns])
+        now = frozenset(row_id for _, row_id in contents.rows)
+        before, known = self.ids_at.get(table.name, (0, None))
+        if position < before:
+            return
+        self.ids_at[table.name] = position, now
+        if known is None:
+            return
+        inserted = sum(
+            change.table is table and change.old is None
+            for transaction in self.world.postgres.log
+            if before < transaction.end_lsn <= position
+            for change in transaction.changes
+        )
+        if len(now - known) > inserted:
+            raise Broken(f"{table.name}: {len(now - known)} new row ids, {inserted} rows were inserted")
+
     def check_cut(self, tables: Mapping[str, int], position: int, only: set[str] | None = None) -> None:
         """Every table of a cut is what the source was at its position; rows keep their row ids from cut to cut."""
         truth = self.world.postgres.state(position)
@@ -186,7 +237,9 @@ class Checks:
         for name, snapshot_id in tables.items():
             if only is not None and name not in only:
                 continue
-            ids = self.compare(name, snapshot_id, truth[name], f"the cut at {position:X}")
+            ids = self.compare(name, snapshot_id, truth[name], f"the cut at {position:X}", position)
+            if not (table := self.world.postgres.tables[name]).keyed:
+                self.new_row_ids(table, snapshot_id, position)
             metadata = self.world.server.load(self.world.postgres.tables[name].relation.id).metadata
             sequence = next(s["sequence-number"] for s in metadata["snapshots"] if s["snapshot-id"] == snapshot_id)
             times = sum(before < sequence for before in self.compared.get(name, ()))
@@ -223,7 +276,12 @@ class Checks:
         def trusted(key: Key) -> bool:
             return not any((low is None or low < (key, 1)) and (high is None or (key, 1) <= high) for low, high in held)
 
-        self.compare(name, snapshot["snapshot-id"], truth, f"loading, at {position:X}", trusted)
+        if table.keyed:
+            self.compare(name, snapshot["snapshot-id"], truth, f"loading, at {position:X}", None, trusted)
+        elif intervals[0].lsn is not None:
+            self.compare(name, snapshot["snapshot-id"], state[name], f"loading, at {position:X}", max(position, intervals[0].lsn))
+        elif self.lake.contents(metadata, snapshot["snapshot-id"], [column.name for column in table.relation.columns]).rows:
+            raise Broken(f"{name} has rows, and none of it is loaded")
 
     # ---------------------------------------------------------------------------------------------------- at the end
 
@@ -260,7 +318,7 @@ class Checks:
             if any(lease.id == lease_id for lease in world.server.leases()):
                 truth = world.postgres.state_before(lsn)
                 for name, snapshot_id in tables.items():
-                    self.compare(name, snapshot_id, truth[name], f"the leased cut at {lsn:X}")
+                    self.compare(name, snapshot_id, truth[name], f"the leased cut at {lsn:X}", lsn)
 
 
 def head(metadata: Json) -> Json | None:

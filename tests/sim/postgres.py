@@ -16,12 +16,14 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from icelake.model.ident import append_publication
 from icelake.model.relation import Column, Relation
 
 Row = tuple[Any, ...]
 Key = tuple[Any, ...]
 Rows = Mapping[Key, Row]
 State = Mapping[str, Rows]
+"""Table -> its rows by key; rows without a key by a number of their own, which nothing that is sent tells."""
 
 TOAST_FROM = 24
 """A text value at least this long is stored out of line in a toastable column."""
@@ -47,7 +49,7 @@ def _column(name: str, attnum: int, pg_type: str, nullable: bool = True, typmod:
 class Table:
     relation: Relation
     key_at: tuple[int, ...]
-    """Where the key columns are among the columns."""
+    """Where the key columns are among the columns; empty if it has no key."""
     toastable: frozenset[int]
     full: bool
     """REPLICA IDENTITY FULL."""
@@ -56,8 +58,25 @@ class Table:
     def name(self) -> str:
         return str(self.relation.id)
 
+    @property
+    def keyed(self) -> bool:
+        return self.relation.identity == "key"
+
     def key(self, row: Row) -> Key:
         return tuple(row[i] for i in self.key_at)
+
+
+def make_keyless() -> list[Table]:
+    """events (REPLICA IDENTITY FULL, many equal rows), journal (nothing names its rows: append-only)."""
+    columns = (
+        _column("kind", 1, "text"),
+        _column("size", 3, "integer"),
+        _column("weight", 4, "double precision"),
+        _column("body", 5, "text"),
+    )
+    events = Relation(16405, "shop", "events", columns, (), False, "full")
+    journal = Relation(16406, "shop", "journal", columns, (), False, "none")
+    return [Table(events, (), frozenset({3}), True), Table(journal, (), frozenset({3}), False)]
 
 
 def make_tables(full: bool) -> list[Table]:
@@ -132,7 +151,7 @@ def text_of(value: Any) -> bytes:
             return b"NaN"
         if value in (float("inf"), float("-inf")):
             return b"Infinity" if value > 0 else b"-Infinity"
-        return (repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)).encode()
+        return ("-0" if str(value) == "-0.0" else repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)).encode()
     return str(value).encode()
 
 
@@ -180,7 +199,7 @@ def relation_message(table: Table) -> bytes:
         b"R",
         struct.pack(">I", relation.oid),
         relation.schema.encode() + b"\0" + relation.name.encode() + b"\0",
-        b"f" if table.full else b"d",
+        b"f" if table.full else b"d" if table.keyed else b"n",
         struct.pack(">H", len(relation.columns)),
     ]
     for at, column in enumerate(relation.columns):
@@ -201,14 +220,14 @@ class Change:
     new: Row | None
     truncated: tuple[Table, ...] = ()
 
-    def message(self, published: frozenset[int]) -> bytes | None:
-        """The pgoutput message, or None if no table of it is published. ``published`` holds relation OIDs."""
+    def message(self, published: frozenset[int], append: frozenset[int]) -> bytes | None:
+        """The pgoutput message, or None if nothing of it is published. OIDs of tables: all changes; inserts and truncates only."""
         if self.truncated:
-            oids = [t.relation.oid for t in self.truncated if t.relation.oid in published]
+            oids = [t.relation.oid for t in self.truncated if t.relation.oid in published | append]
             return b"T" + struct.pack(">IB", len(oids), 0) + b"".join(struct.pack(">I", oid) for oid in oids) if oids else None
         table = self.table
         assert table is not None
-        if table.relation.oid not in published:
+        if table.relation.oid not in (published if self.old is not None else published | append):
             return None
         oid = struct.pack(">I", table.relation.oid)
         if self.old is None:
@@ -279,6 +298,8 @@ class SimPostgres:
         self.timeline = 1
         self.wal = 0x1500000 + rng.randrange(1 << 16) * 8
         self.publications: dict[str, frozenset[int]] = {}
+        self.unnamed: set[int] = set()
+        """OIDs of tables whose replica identity was taken away."""
         self.slots: dict[str, Slot] = {}
         self.log: list[Transaction] = []
         self.history = History([0], [0], [{table.name: {} for table in tables}], [{table.name: {} for table in tables}])
@@ -294,6 +315,18 @@ class SimPostgres:
     def state(self, lsn: int) -> State:
         """Everything committed with end LSN <= ``lsn``: what a lake at that position holds."""
         return self.history.states[bisect_right(self.history.ends, lsn) - 1]
+
+    def appended(self, table: str, lsn: int, position: int) -> list[Row]:
+        """What an append-only mirror read at consistent point ``lsn`` holds at ``position``: what it read, and what was inserted since."""
+        rows = list(self.state_before(lsn)[table].values())
+        for transaction in self.log:
+            if transaction.commit_lsn >= lsn and transaction.end_lsn <= position:
+                for change in transaction.changes:
+                    if table in {each.name for each in change.truncated}:
+                        rows.clear()
+                    elif change.table is not None and change.table.name == table and change.old is None and change.new is not None:
+                        rows.append(change.new)
+        return rows
 
     def births(self, lsn: int) -> Mapping[str, Mapping[Key, int]]:
         return self.history.births[bisect_right(self.history.ends, lsn) - 1]
@@ -360,7 +393,7 @@ class SimPostgres:
                 changes.append(Change(None, None, None, tuple(several)))
             elif what < 0.42 or not rows:
                 row = self._row(table)
-                key = table.key(row)
+                key = table.key(row) if table.keyed else (self._birth,)
                 if key in rows:
                     self._update(table, rows, key, changes)
                 else:
@@ -372,14 +405,15 @@ class SimPostgres:
                 key = rng.choice(list(rows))
                 if what < 0.75:
                     self._update(table, rows, key, changes)
-                elif what < 0.84:
+                elif what < 0.84 and table.keyed:
                     self._move(table, rows, born, key, changes)
                 else:
-                    changes.append(Change(table, rows.pop(key), None))
+                    gone = rows.pop(key)
+                    changes.append(Change(table, gone, None))
                     born.pop(key)
-                    if what > 0.95:  # delete and insert of one key in one transaction
+                    if what > 0.95:  # delete and insert of one key, or of one row, in one transaction
                         self._birth += 1
-                        row = self._row(table, key)
+                        row = self._row(table, key) if table.keyed else gone
                         rows[key] = row
                         born[key] = self._birth
                         changes.append(Change(table, None, row))
@@ -426,11 +460,24 @@ class SimPostgres:
         return tuple("spare" if column.iceberg == "string" else -7 for column in table.relation.key_columns)
 
     def _row(self, table: Table, key: Key | None = None) -> Row:
+        if not table.keyed:
+            return self._one_of_few(table)
         values = [self._value(column, at in table.toastable) for at, column in enumerate(table.relation.columns)]
         drawn = key if key is not None else tuple(self._key_value(column) for column in table.relation.key_columns)
         for at, value in zip(table.key_at, drawn, strict=True):
             values[at] = value
         return tuple(values)
+
+    def _one_of_few(self, table: Table) -> Row:
+        """A row many others are equal to; 0.0 and -0.0 are two values, and so are NULL and the empty text."""
+        rng = self.rng
+        values: dict[str, tuple[Any, ...]] = {
+            "kind": ("", None, "a"),
+            "size": (None, 1, 2),
+            "weight": (0.0, -0.0),
+            "body": (None, None, "large " * 6, "LARGE " * 6),
+        }
+        return tuple(rng.choice(values[column.name]) for column in table.relation.columns)
 
     def _key_value(self, column: Column) -> Any:
         rng = self.rng
@@ -489,7 +536,9 @@ class SimPostgres:
         return bisect_left(self.log, begin_at, key=lambda transaction: transaction.commit_lsn)
 
     def messages(self, publication: str, number: int, known: set[int], rng: random.Random) -> tuple[Transaction, list[bytes]] | None:
-        """The first transaction at or after ``number`` that this publication's stream sends, and its messages; None: none yet.
+        """The first transaction at or after ``number`` that the stream of a publication and the append-only one beside it sends,
+
+        and its messages; None: none yet.
 
         ``known`` holds the OIDs whose relation message this connection has sent. Raises LookupError when the publication did not
         exist at the time of the change.
@@ -500,14 +549,15 @@ class SimPostgres:
                     raise LookupError(publication)
                 continue
             published = transaction.published[publication]
+            append = transaction.published.get(append_publication(publication), frozenset())
             out: list[bytes] = []
             for change in transaction.changes:
-                message = change.message(published)
+                message = change.message(published, append)
                 if message is None:
                     continue
                 for table in change.tables():
                     oid = table.relation.oid
-                    if oid in published and (oid not in known or rng.random() < 0.02):
+                    if oid in published | append and (oid not in known or rng.random() < 0.02):
                         known.add(oid)
                         out.append(relation_message(table))
                 out.append(message)

@@ -16,7 +16,7 @@ from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.ports import ResumeRequest
 from icelake.tables.expire import Policy
 from tests.sim.checks import Checks
-from tests.sim.postgres import SimPostgres, make_tables
+from tests.sim.postgres import SimPostgres, make_keyless, make_tables
 from tests.sim.world import (
     CALLS,
     Broken,
@@ -68,6 +68,7 @@ class Schedule:
         tables = make_tables(full=rng.random() < 0.4)
         if rng.random() < 0.6:
             tables.pop(rng.randrange(len(tables)))
+        tables += [table for table in make_keyless() if random.Random(f"{table.name} {seed}").random() < 0.35]
         self.names = [table.name for table in tables]
         self.wanted = list(self.names)
         self.late_table = rng.random() < 0.4
@@ -316,8 +317,8 @@ class Schedule:
         world, postgres = self.world, self.world.postgres
         self._stop(self.running[-1])
         (slot,) = postgres.slots.values()
-        (publication,) = postgres.publications
-        lost_on = self.rng.choice(("moved", "dropped", "lost", "timeline", "server", "publication"))
+        publication = next(iter(postgres.publications))
+        lost_on = self.rng.choice(("moved", "dropped", "lost", "timeline", "server", "publication", "identity"))
         world.say(f"the source was changed: {lost_on}")
         if lost_on == "moved":
             postgres.other_activity()
@@ -330,19 +331,22 @@ class Schedule:
             postgres.timeline += 1
         elif lost_on == "server":
             postgres.system_id += "1"
-        else:
+        elif lost_on == "publication":
             some = postgres.tables[self.names[0]].relation.oid
             postgres.publications[publication] -= {some}
+        else:
+            postgres.unnamed.add(postgres.tables[self.names[0]].relation.oid)
         applier = self._start().applier
         try:
             applier.step(0.2)
         except Refused as error:
             expected = Refused if lost_on == "server" else Gap
-            if type(error) is not expected or lost_on == "publication":
+            if type(error) is not expected or lost_on in ("publication", "identity"):
                 raise Broken(f"{lost_on}: {error}") from error
         else:
             parked = {str(table): parked.note.code for table, parked in applier.parked.items()}
-            if lost_on != "publication" or parked != {self.names[0]: "PUBLICATION_CHANGED"}:
+            code = {"publication": "PUBLICATION_CHANGED", "identity": "REPLICA_IDENTITY_LOST"}.get(lost_on, "")
+            if parked != {self.names[0]: code}:
                 raise Broken(f"the source was changed ({lost_on}), and nobody noticed; parked: {parked}")
         if lost_on != "server":
             self._mended(applier)
@@ -350,6 +354,7 @@ class Schedule:
     def _mended(self, applier: Applier) -> None:
         """And the way out: every table is compared with the source, and is its mirror again."""
         world = self.world
+        world.postgres.unnamed.clear()
         if not applier.parked:
             applier.renew()
             self.checks.renewed()

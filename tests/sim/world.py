@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from icelake.catalog.store import SqliteCatalog
 from icelake.errors import CommitConflict, CommitUnknown, Corrupt, IcelakeError, Refused, Unreachable, UnsupportedTable
+from icelake.model.ident import append_publication
 from icelake.model.load import Bound
+from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import (
     Chunk,
@@ -679,16 +681,24 @@ class SimSource:
         return self._call("describe", lambda: [postgres.tables[name].relation for name in tables])
 
     def publish(self, publication: str, relations: Sequence[Relation]) -> None:
-        oids = frozenset(relation.oid for relation in relations)
-        self._call("publish", lambda: self._world.postgres.publish(publication, oids))
+        def publish() -> None:
+            for name, append in ((publication, False), (append_publication(publication), True)):
+                oids = frozenset(relation.oid for relation in relations if (relation.identity == "none") == append)
+                self._world.postgres.publish(name, oids)
+
+        self._call("publish", publish)
 
     def published(self, publication: str) -> Mapping[TableId, str]:
         def names() -> Mapping[TableId, str]:
             postgres = self._world.postgres
             if publication not in postgres.publications:
                 raise Refused("PUBLICATION_CHANGED", f"publication {publication} is gone")
-            oids = postgres.publications[publication]
-            return {t.relation.id: f"1.{t.relation.oid}|1|1" for t in postgres.tables.values() if t.relation.oid in oids}
+            oids = postgres.publications[publication] | postgres.publications[append_publication(publication)]
+            return {
+                t.relation.id: str(Membership(f"1.{t.relation.oid}", "1", "1", t.relation.oid in postgres.unnamed))
+                for t in postgres.tables.values()
+                if t.relation.oid in oids
+            }
 
         return self._call("published", names)
 
@@ -754,7 +764,7 @@ class SimRange:
         single = low is not None and high is not None and low[0] == high[0]
         if not self._relation.key_is_ordered and not single and (low is not None or high is not None):
             raise Broken(f"{self._relation.id} has no key order, and was asked for a range of it")
-        rows = sorted(world.postgres.now[table.name].items())
+        rows = sorted(world.postgres.now[table.name].items(), key=lambda item: item[0])
         rows = [(key, row) for key, row in rows if (low is None or low < (key, 1)) and (high is None or (key, 1) <= high)]
         cut = self._relation.key_is_ordered and len(rows) >= self._limit
         if cut:

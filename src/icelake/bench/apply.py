@@ -68,7 +68,7 @@ def _run(bench: Rig, changes: int, note: Callable[[str], None]) -> dict[str, Any
         bench.lakehouse.sync()
         loaded = time.monotonic() - began
         note(f"loaded at {rows / loaded:,.0f} rows/s")
-        publication = connection.execute("select pubname from pg_publication").fetchone()
+        publication = connection.execute("select pubname from pg_publication where pubupdate").fetchone()
         assert publication is not None
         connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
         note(f"making {changes:,} changes")

@@ -19,12 +19,13 @@ folder = "lake"                 # everything IceLake writes; relative to this fi
 
 [sources.{name}]
 dsn = {{ env = "{variable}" }}{pad}# or {{ file = "path" }}: a secret is a reference
-tables = [{tables}]           # schema.table or schema.*; each needs a primary key
+tables = [{tables}]           # schema.table or schema.*; each needs a key, or REPLICA IDENTITY FULL
 exclude = []
 
 # [tables."public.orders"]
 # readers = ["duckdb", "spark"]   # engines that must be able to read it: duckdb, flink, pyiceberg, spark, trino
 # out_of_range = "error"          # what a value its Iceberg type cannot hold becomes: error, null or text
+# append_only = false             # true: mirror what is inserted and nothing else, for a table whose changes name no row
 
 [commit]
 interval_ms = 1000              # a commit at most this often, or when batch_mb MiB of changes wait

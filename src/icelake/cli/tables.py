@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.document(table)
         return 0
-    facts = ("name", "source", "state", "rows", "files", "delete_files", "bytes", "lsn", "changed", "location", "metadata")
+    facts = ("name", "source", "identity", "state", "rows", "files", "delete_files", "bytes", "lsn", "changed", "location", "metadata")
     output.table(["", ""], [[fact.replace("_", " "), table[fact]] for fact in facts])
     keyed = [{**column, "key": "key" if column["name"] in table["key"] else ""} for column in table["columns"]]
     output.records(keyed, {"name": "column", "type": "Iceberg type", "postgres": "PostgreSQL type", "key": ""})

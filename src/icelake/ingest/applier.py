@@ -30,7 +30,7 @@ from icelake.errors import (
 )
 from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
-from icelake.ingest.followed import Followed, left_publication
+from icelake.ingest.followed import Followed, Keyed, check_member, follow, left_publication
 from icelake.ingest.mend import Mending
 from icelake.ingest.parked import Parked, PastLimit, as_it_is, make_spool, note_change, replay
 from icelake.ingest.upkeep import plan_expiry
@@ -57,7 +57,7 @@ from icelake.ports import (
 from icelake.sources.postgres.choices import as_held
 from icelake.sources.postgres.schema import only_grew
 from icelake.tables.expire import Policy
-from icelake.tables.key_index import IndexFiles, KeyIndex
+from icelake.tables.key_index import IndexFiles
 from icelake.tables.schema import evolve, iceberg_schema, relation_of, table_properties
 from icelake.tables.table import Table
 
@@ -207,6 +207,7 @@ class Applier:
                 {"table": str(p.id), "since": format_lsn(p.note.since), **{k: getattr(p.note, k) for k in ("code", "what", "why", "fix")}}
                 for p in self.parked.values()
             ],
+            "append_only": [str(table) for table, followed in self.followed.items() if followed.relation.identity == "none"],
             "refused": [{"table": f"{r.schema}.{r.name}", "code": r.code, "why": r.why} for r in self.refusals],
             "rebuilt_indexes": [{"table": str(table), "why": why} for table, why in self.rebuilt_indexes.items()],
         }
@@ -487,7 +488,7 @@ class Applier:
         relation = as_held(relation, table.relation, resuming=resuming)
         if resuming or only_grew(table.relation, relation):
             # Marks first: of a table whose rows were rewritten, what rows from before have is not known any more.
-            Followed(table, KeyIndex.load(None, loaded.metadata["table-uuid"])).is_member(member)
+            check_member(table, member)
             loaded = self._evolve(loaded, relation)
             table = Table.open(loaded, self._storage, self._clock, self._chance)
         if _shape(table.relation) != _shape(relation):
@@ -498,11 +499,9 @@ class Applier:
                 f"if the lake shall follow: `icelake resume {relation.id}`; its changes are kept until then",
                 table=str(relation.id),
             )
-        index = KeyIndex.load(self._index_files(relation.id), loaded.metadata["table-uuid"])
-        reconciled = index.reconcile(table)
-        if reconciled.reason:
-            self.rebuilt_indexes[relation.id] = reconciled.reason
-        followed = Followed(table, index)
+        followed, rebuilt = follow(table, self._index_files(relation.id))
+        if rebuilt:
+            self.rebuilt_indexes[relation.id] = rebuilt
         followed.is_member(member)
         self._check_foreign(followed)
         return followed
@@ -916,7 +915,7 @@ class Applier:
         lower, interval = missing
         try:
             with self._source.read_range(followed.relation, lower, interval.upper, self.settings.range_rows) as read:
-                if interval.held:
+                if interval.held and isinstance(followed, Keyed):
                     mending = Mending(followed)
                     rows = mending.rows(read.rows)
                     mending.finish(lower, read.upper.bound)
@@ -1036,6 +1035,6 @@ def _difference(lake: Relation, source: Relation) -> str:
     parts: list[str] = []
     parts.extend(f"new: {text}" for text in sorted(columns(source) - columns(lake)))
     parts.extend(f"gone: {text}" for text in sorted(columns(lake) - columns(source)))
-    if lake.key != source.key:
-        parts.append(f"key ({', '.join(source.key)}), was ({', '.join(lake.key)})")
+    if (lake.identity, lake.key) != (source.identity, source.key):
+        parts.append(f"rows named by {source.named_by}, were by {lake.named_by}")
     return "; ".join(parts)

@@ -6,6 +6,9 @@ once, and its row id and its unchanged TOAST values are traced back to where the
 
 It never guesses: an insert of a key that is live, or an update or delete of one that is not, is reported, not repaired. The
 caller compares the first expectation of every key with the key index, so a row that was lost or applied twice cannot pass.
+
+Rows without a key are a multiset: there the id of a whole row stands for the key (``follow_bag``). A change takes the equal row that
+came last in the chunk, and one from before the chunk only when there is none; the caller takes those from the index, which must have them.
 """
 
 from dataclasses import dataclass
@@ -120,6 +123,65 @@ def _follow(kind, old, new, keys):  # type: ignore[no-untyped-def]
     return -1, truncated, expected, current, origin, previous
 
 
+@dataclass(frozen=True, slots=True)
+class NetBag:
+    """What a chunk comes to where rows are a multiset. Row ids number the distinct rows."""
+
+    taken: Ints
+    """Row ids of the rows from before the chunk that changes took, in their order; a row id as often as it was taken."""
+    takers: Ints
+    """The change that took each of them."""
+    live: Ints
+    """The changes whose new rows are there at the end, in order."""
+    origin: Ints
+    """By change: the number in ``taken`` of the row it continues, or NONE: a new row."""
+    truncated: bool
+
+
+@numba.njit(cache=True)
+def _follow_bag(kind, old, new, rows):  # type: ignore[no-untyped-def]
+    n = kind.shape[0]
+    # The live changes of each row, the last first.
+    head = np.full(rows, -1, np.int64)
+    below = np.full(n, -1, np.int64)
+    live = np.zeros(n, np.bool_)
+    origin = np.full(n, -1, np.int64)
+    taken = np.empty(n, np.int64)
+    takers = np.empty(n, np.int64)
+    count = 0
+    # Changes before the last TRUNCATE are as if they had not been, but for the rows they took.
+    floor = 0
+    truncated = False
+    for i in range(n):
+        k = kind[i]
+        if k == 4:
+            continue
+        if k == 3:
+            truncated = True
+            floor = i
+            continue
+        if k != 0:
+            a = old[i]
+            was = head[a]
+            if was >= floor:
+                head[a] = below[was]
+                live[was] = False
+                origin[i] = origin[was]
+            elif truncated:
+                return i, floor, truncated, taken[:count], takers[:count], live, origin
+            else:
+                taken[count] = a
+                takers[count] = i
+                origin[i] = count
+                count += 1
+        if k != 2:
+            b = new[i]
+            below[i] = head[b]
+            head[b] = i
+            live[i] = True
+    return -1, floor, truncated, taken[:count], takers[:count], live, origin
+
+
 @numba.njit(cache=True)
 def _resolve(unchanged, previous, rows):  # type: ignore[no-untyped-def]
     out = np.empty(rows.shape[0], np.int64)
@@ -148,6 +210,15 @@ def follow(kind: npt.NDArray[np.uint8], old: Ints, new: Ints, keys: int) -> tupl
     """
     bad, truncated, expected, current, origin, previous = _follow(kind, old, new, keys)
     return int(bad), Net(expected, current, origin, previous, bool(truncated))
+
+
+def follow_bag(kind: npt.NDArray[np.uint8], old: Ints, new: Ints, rows: int) -> tuple[int, NetBag]:
+    """``follow`` for rows without a key; ``old`` and ``new`` are ids of whole rows.
+
+    The first is the number of a change of a row that cannot be there because of an earlier TRUNCATE, or -1.
+    """
+    bad, floor, truncated, taken, takers, live, origin = _follow_bag(kind, old, new, rows)
+    return int(bad), NetBag(taken, takers, floor + np.flatnonzero(live[floor:]), origin, bool(truncated))
 
 
 def resolve(unchanged: npt.NDArray[np.bool_], previous: Ints, rows: Ints) -> Ints:

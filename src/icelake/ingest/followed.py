@@ -1,11 +1,16 @@
-"""One table the applier follows: its Iceberg table, its key index, its load state, and what the running batch does to it.
+"""One table the applier follows: its Iceberg table, its row index, its load state, and what the running batch does to it.
 
 Changes are applied strictly: a change that contradicts what the lake holds (an insert of a key that is there, an update or
 delete of one that is not) raises Corrupt ``MIRROR_DIVERGED`` and nothing of the batch is committed. The only changes left
 out are those the load state rules out (docs/protocol.md, Load, join, repair).
+
+How changes name rows (``Relation.identity``) makes three kinds: ``Keyed`` rows are found by their key, those of a ``Multiset`` by all
+their values, those of an ``AppendOnly`` table not at all.
 """
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,24 +25,39 @@ from icelake.model.membership import Membership
 from icelake.model.relation import TableId
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, LoadedTable, TableChange
 from icelake.sources.postgres.types import order
-from icelake.tables.key_index import KeyIndex
-from icelake.tables.keys import hash_keys
-from icelake.tables.rewrite import choose, rewrite
+from icelake.tables.bag_index import BagIndex
+from icelake.tables.key_index import Identity, IndexFiles, KeyIndex
+from icelake.tables.keys import Hashes, hash_keys, hash_rows
+from icelake.tables.rewrite import Moved, choose, rewrite
 from icelake.tables.table import Delta, Table
 
 LOAD_BYTES = 64 << 20
 """Arrow bytes of loaded rows that become a data file at once."""
 
 
-class Followed:
-    """A followed table. Between commits ``delta`` is None; a batch fills it, and ``done`` or ``rollback`` ends it."""
+class RowIndex(Protocol):
+    """What every kind of row index has in common."""
 
-    def __init__(self, table: Table, index: KeyIndex) -> None:
+    def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def commit(self, snapshot_id: int | None, files: Mapping[int, Identity]) -> None: ...
+
+    def rollback(self) -> None: ...
+
+
+class Followed(ABC):
+    """A followed table. Between commits ``delta`` is None; a batch fills it, and ``done`` or ``rollback`` ends it.
+
+    What is common to all kinds; ``follow`` makes the right one.
+    """
+
+    def __init__(self, table: Table, index: RowIndex) -> None:
         self.table = table
-        self.index = index
+        self._index = index
         self.relation = table.relation
         self.id = table.id
-        self.order = order(self.relation)
         self.load = LoadState.parse(table.metadata["properties"][LOAD])
         self._next_load = self.load
         self.delta: Delta | None = None
@@ -50,9 +70,176 @@ class Followed:
     def apply(self, changes: ChangeSet) -> None:
         """Add a chunk's changes to the running batch."""
         self.changes += len(changes.op)
+        self._apply(changes)
+
+    @abstractmethod
+    def _apply(self, changes: ChangeSet) -> None: ...
+
+    def _admit(self, changes: ChangeSet) -> npt.NDArray[np.uint8]:
+        """The kind of each change once the load state had its say. Without a key there is one interval; ``Keyed`` knows more."""
+        (interval,) = self._next_load.intervals
+        if interval.lsn is None:
+            return np.full(len(changes.op), collapse.SKIP, np.uint8)
+        return np.where(changes.commit_lsn < np.uint64(interval.lsn), np.uint8(collapse.SKIP), changes.op)
+
+    # --------------------------------------------------------------------------------------------------- load
+
+    def load_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """Add rows read from the source to the running batch; how many."""
+        count = 0
+        for batch in _gathered(batches, LOAD_BYTES):
+            self._begin()
+            self._load(batch)
+            count += batch.num_rows
+        return count
+
+    @abstractmethod
+    def _load(self, rows: pa.RecordBatch) -> None: ...
+
+    def loaded_until(self, state: LoadState) -> None:
+        """The running batch brings the table to this load state."""
+        self._begin()
+        self._next_load = state
+
+    def whole_at(self, position: int) -> bool:
+        """Whether the table, with the running batch, is consistent with the others at ``position``."""
+        return self._next_load.complete and self._next_load.whole_from <= position
+
+    def is_member(self, text: str | None) -> None:
+        """``text``: the table's mark now, from the publication. Raises Refused if changes may be missing from the stream."""
+        self._next_membership = check_member(self.table, text, self.membership)
+
+    # ------------------------------------------------------------------------------------------------- commit
+
+    def prepare(self, marker: Marker) -> TableChange | None:
+        """The batch as this table's part of a commit at ``marker``; None if the batch leaves the table as it is."""
+        load = self._next_load.settled(marker.lsn)
+        # Readers see a snapshot under the schema it was made with.
+        head = self.table.snapshot(self.table.snapshot_id)
+        shown = head is None or head["schema-id"] == self.table.metadata["current-schema-id"]
+        still = shown and load == self.load and self._next_membership == self.membership
+        if still and (self.delta is None or self.delta.is_empty):
+            return None
+        self._next_load = load
+        properties = {**marker.summary(), LOAD: load.dump(), MEMBERSHIP: str(self._next_membership)}
+        return self._begin().prepare(marker.summary(), properties)
+
+    def unchanged(self) -> TableChange:
+        """A part of a commit that only demands that the table is as it was."""
+        return self._begin().prepare({}, {})
+
+    def done(self, loaded: LoadedTable) -> list[str]:
+        """The commit with this table's part in it succeeded. Files that were written on the way and are in no snapshot."""
+        assert self.delta is not None
+        unused = list(self.delta.unused)
+        self.table.adopt(loaded, self.delta)
+        self.load = self._next_load
+        self.membership = self._next_membership
+        self._end()
+        self._index.commit(self.table.snapshot_id, self.identities())
+        return unused
+
+    def idle(self) -> None:
+        """The batch left the table as it is."""
+        self.load = self._next_load
+        if self.delta is not None:
+            self._index.rollback()
+        self._end()
+
+    def rollback(self) -> list[str]:
+        """Forget the batch. The files it wrote, which nobody knows if it was never sent to the catalog."""
+        written = list(self.delta.written) if self.delta is not None else []
+        self._next_load = self.load
+        self._next_membership = self.membership
+        self._index.rollback()
+        self._end()
+        return written
+
+    def identities(self) -> dict[int, tuple[str, str | None]]:
+        """What the key index is stamped with: the live files and their deletion vectors."""
+        return {no: file.identity for no, file in self.table.files.items()}
+
+    # -------------------------------------------------------------------------------------------- compaction
+
+    def compact(self, marker: Marker) -> TableChange | None:
+        """A batch that only rewrites small or hollow files, or None if there is nothing worth it. Needs no running batch."""
+        chosen = choose(self.table)
+        if not chosen:
+            return None
+        delta, moved = rewrite(self.table, chosen)
+        self.delta = delta
+        self._moved(chosen, moved)
+        # A rewrite moves no source position: the marker below it in main's ancestry stays the one that counts.
+        return delta.prepare({"icelake.attempt": marker.attempt}, {})
+
+    @abstractmethod
+    def _moved(self, file_nos: Sequence[int], moved: Moved) -> None:
+        """The rows of these files are elsewhere now."""
+
+    # ------------------------------------------------------------------------------------------------ inside
+
+    def _begin(self) -> Delta:
+        if self.delta is None:
+            self.delta = self.table.delta()
+        return self.delta
+
+    def _end(self) -> None:
+        self.delta = None
+        self.changes = 0
+
+    def _append(self, rows: pa.RecordBatch, hashes: Hashes | None, row_ids: npt.NDArray[np.int64]) -> None:
+        explicit = row_ids if (row_ids >= 0).any() else None
+        done = 0
+        for no, start, count in self._begin().append(rows, explicit):
+            end = done + count
+            if hashes is not None:
+                positions = np.arange(start, start + count, dtype=np.int64)
+                self._index.put(hashes[done:end], np.full(count, no, np.int32), positions, row_ids[done:end])
+            done = end
+
+    def _row_ids(
+        self,
+        origin: npt.NDArray[np.int64],
+        file_no: npt.NDArray[np.int32],
+        position: npt.NDArray[np.int64],
+        row_id: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.int64]:
+        """The row ids that rows keep: -1 for new rows, and for rows whose only past is in this same commit."""
+        out = np.full(len(origin), -1, np.int64)
+        old = np.flatnonzero(origin >= 0)
+        base = origin[old]
+        out[old] = row_id[base]
+        derived = old[row_id[base] < 0]
+        base = origin[derived]
+        for no in np.unique(file_no[base]):
+            file = self.table.files.get(int(no))
+            if file is None:
+                continue
+            here = file_no[base] == no
+            out[derived[here]] = file.first_row_id + position[base[here]]
+        return out
+
+    def error(self, what: str) -> Corrupt:
+        return Corrupt(
+            "MIRROR_DIVERGED",
+            f"{self.id}: {what}",
+            "a row was lost, doubled or changed by someone else",
+            f"nothing was committed; `icelake verify {self.id}` names the rows that differ",
+        )
+
+
+class Keyed(Followed):
+    """Changes name rows by a key, which no two rows share."""
+
+    def __init__(self, table: Table, index: KeyIndex) -> None:
+        super().__init__(table, index)
+        self.index = index
+        self.order = order(self.relation)
+
+    def _apply(self, changes: ChangeSet) -> None:
         while True:
             kind = self._admit(changes)
-            owed = self._apply(changes, kind)
+            owed = self._follow(changes, kind)
             if owed is None:
                 return
             self._owe(owed)
@@ -71,7 +258,7 @@ class Followed:
             self.index.remove(hashes[there])
         self._next_load = self._next_load.forget(key_text(keys, self.relation.key_columns), self.order)
 
-    def _apply(self, changes: ChangeSet, kind: npt.NDArray[np.uint8]) -> pa.RecordBatch | None:
+    def _follow(self, changes: ChangeSet, kind: npt.NDArray[np.uint8]) -> pa.RecordBatch | None:
         """Add the changes of these kinds. If that is not possible: nothing was done, and the keys of the rows that are owed."""
         n = len(kind)
         has_new = kind < DELETE
@@ -154,9 +341,7 @@ class Followed:
             self._next_load = LoadState()
             return np.full(len(op), collapse.SKIP, np.uint8)
         if len(intervals) == 1:
-            if intervals[0].lsn is None:
-                return np.full(len(op), collapse.SKIP, np.uint8)
-            return np.where(commit_lsn < np.uint64(intervals[0].lsn), np.uint8(collapse.SKIP), op)
+            return super()._admit(changes)
         bounds = [None if i.upper is None else (self.order(i.upper[0]), i.upper[1]) for i in intervals]
         starts = np.array([np.iinfo(np.uint64).max if i.lsn is None else i.lsn for i in intervals], np.uint64)
         new_ok = commit_lsn >= starts[self._interval(changes.new.select(list(self.relation.key)), bounds)]
@@ -171,13 +356,14 @@ class Followed:
             kind[(op == TRUNCATE) & (commit_lsn >= np.uint64(max(loaded)))] = TRUNCATE
         return kind
 
-    @staticmethod
-    def _interval(keys: pa.RecordBatch, bounds: list[tuple[tuple[object, ...], int] | None]) -> npt.NDArray[np.int64]:
+    def _interval(self, keys: pa.RecordBatch, bounds: list[tuple[tuple[object, ...], int] | None]) -> npt.NDArray[np.int64]:
         """The number of each key's interval. Rows without a key (nulls) get any number: their side is not looked at."""
         out = np.zeros(keys.num_rows, np.int64)
         inner = [bound for bound in bounds if bound is not None]
-        for row, key in enumerate(sortable(keys)):
-            if key[0] is None:
+        there = keys.column(0).is_valid().to_numpy(zero_copy_only=False)
+        comparable = sortable(keys, self.relation)
+        for row, key in enumerate(comparable):
+            if not there[row]:
                 continue
             low, high = 0, len(inner)
             while low < high:
@@ -189,154 +375,19 @@ class Followed:
             out[row] = low
         return out
 
-    # --------------------------------------------------------------------------------------------------- load
+    def _load(self, rows: pa.RecordBatch) -> None:
+        hashes = self._hash(rows.select(list(self.relation.key)))
+        file_no, _, _ = self.index.lookup(hashes)
+        _, first = collapse.factorize(hashes, np.ones(len(hashes), np.bool_))
+        if len(first) != len(hashes) or (file_no >= 0).any():
+            raise self.error("rows of a range that is being loaded are in the lake already, or came twice")
+        self._append(rows, hashes, np.full(len(hashes), -1, np.int64))
 
-    def load_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
-        """Add rows read from the source to the running batch; how many."""
-        count = 0
-        names = list(self.relation.key)
-        for batch in _gathered(batches, LOAD_BYTES):
-            self._begin()
-            hashes = self._hash(batch.select(names))
-            file_no, _, _ = self.index.lookup(hashes)
-            _, first = collapse.factorize(hashes, np.ones(len(hashes), np.bool_))
-            if len(first) != len(hashes) or (file_no >= 0).any():
-                raise self.error("rows of a range that is being loaded are in the lake already, or came twice")
-            self._append(batch, hashes, np.full(len(hashes), -1, np.int64))
-            count += batch.num_rows
-        return count
-
-    def loaded_until(self, state: LoadState) -> None:
-        """The running batch brings the table to this load state."""
-        self._begin()
-        self._next_load = state
-
-    def whole_at(self, position: int) -> bool:
-        """Whether the table, with the running batch, is consistent with the others at ``position``."""
-        return self._next_load.complete and self._next_load.whole_from <= position
-
-    def is_member(self, text: str | None) -> None:
-        """``text``: the table's mark now, from the publication. Raises Refused if changes may be missing from the stream."""
-        now = Membership.parse(text) if text is not None else None
-        if now is None or self.membership.left(now):
-            raise left_publication(self.id)
-        if self.membership.rewritten(now):
-            raise UnsupportedTable(
-                "TABLE_REWRITTEN",
-                f"the rows of {self.id} were rewritten in the source",
-                "an ALTER TABLE changed a column and all rows, which PostgreSQL does not send as changes",
-                f"`icelake resume {self.id} --reload` compares it with the source and mends what differs",
-                table=str(self.id),
-            )
-        self._next_membership = now
-
-    # ------------------------------------------------------------------------------------------------- commit
-
-    def prepare(self, marker: Marker) -> TableChange | None:
-        """The batch as this table's part of a commit at ``marker``; None if the batch leaves the table as it is."""
-        load = self._next_load.settled(marker.lsn)
-        # Readers see a snapshot under the schema it was made with.
-        head = self.table.snapshot(self.table.snapshot_id)
-        shown = head is None or head["schema-id"] == self.table.metadata["current-schema-id"]
-        still = shown and load == self.load and self._next_membership == self.membership
-        if still and (self.delta is None or self.delta.is_empty):
-            return None
-        self._next_load = load
-        properties = {**marker.summary(), LOAD: load.dump(), MEMBERSHIP: str(self._next_membership)}
-        return self._begin().prepare(marker.summary(), properties)
-
-    def unchanged(self) -> TableChange:
-        """A part of a commit that only demands that the table is as it was."""
-        return self._begin().prepare({}, {})
-
-    def done(self, loaded: LoadedTable) -> list[str]:
-        """The commit with this table's part in it succeeded. Files that were written on the way and are in no snapshot."""
-        assert self.delta is not None
-        unused = list(self.delta.unused)
-        self.table.adopt(loaded, self.delta)
-        self.load = self._next_load
-        self.membership = self._next_membership
-        self._end()
-        self.index.commit(self.table.snapshot_id, self.identities())
-        return unused
-
-    def idle(self) -> None:
-        """The batch left the table as it is."""
-        self.load = self._next_load
-        if self.delta is not None:
-            self.index.rollback()
-        self._end()
-
-    def rollback(self) -> list[str]:
-        """Forget the batch. The files it wrote, which nobody knows if it was never sent to the catalog."""
-        written = list(self.delta.written) if self.delta is not None else []
-        self._next_load = self.load
-        self._next_membership = self.membership
-        self.index.rollback()
-        self._end()
-        return written
-
-    def identities(self) -> dict[int, tuple[str, str | None]]:
-        """What the key index is stamped with: the live files and their deletion vectors."""
-        return {no: file.identity for no, file in self.table.files.items()}
-
-    # -------------------------------------------------------------------------------------------- compaction
-
-    def compact(self, marker: Marker) -> TableChange | None:
-        """A batch that only rewrites small or hollow files, or None if there is nothing worth it. Needs no running batch."""
-        chosen = choose(self.table)
-        if not chosen:
-            return None
-        delta, moved = rewrite(self.table, chosen)
-        self.delta = delta
+    def _moved(self, file_nos: Sequence[int], moved: Moved) -> None:
         self.index.put(self._hash(moved.keys), moved.file_no, moved.positions, moved.row_ids)
-        # A rewrite moves no source position: the marker below it in main's ancestry stays the one that counts.
-        return delta.prepare({"icelake.attempt": marker.attempt}, {})
 
-    # ------------------------------------------------------------------------------------------------ inside
-
-    def _begin(self) -> Delta:
-        if self.delta is None:
-            self.delta = self.table.delta()
-        return self.delta
-
-    def _end(self) -> None:
-        self.delta = None
-        self.changes = 0
-
-    def _hash(self, keys: pa.RecordBatch) -> npt.NDArray[np.uint64]:
+    def _hash(self, keys: pa.RecordBatch) -> Hashes:
         return hash_keys(keys, self.index.seed)
-
-    def _append(self, rows: pa.RecordBatch, keys: npt.NDArray[np.uint64], row_ids: npt.NDArray[np.int64]) -> None:
-        explicit = row_ids if (row_ids >= 0).any() else None
-        done = 0
-        for no, start, count in self._begin().append(rows, explicit):
-            end = done + count
-            numbers = np.full(count, no, np.int32)
-            self.index.put(keys[done:end], numbers, np.arange(start, start + count, dtype=np.int64), row_ids[done:end])
-            done = end
-
-    def _row_ids(
-        self,
-        origin: npt.NDArray[np.int64],
-        file_no: npt.NDArray[np.int32],
-        position: npt.NDArray[np.int64],
-        row_id: npt.NDArray[np.int64],
-    ) -> npt.NDArray[np.int64]:
-        """The row ids that rows keep: -1 for new rows, and for rows whose only past is in this same commit."""
-        out = np.full(len(origin), -1, np.int64)
-        old = np.flatnonzero(origin >= 0)
-        base = origin[old]
-        out[old] = row_id[base]
-        derived = old[row_id[base] < 0]
-        base = origin[derived]
-        for no in np.unique(file_no[base]):
-            file = self.table.files.get(int(no))
-            if file is None:
-                continue
-            here = file_no[base] == no
-            out[derived[here]] = file.first_row_id + position[base[here]]
-        return out
 
     def _diverged(self, changes: ChangeSet, row: int) -> Corrupt:
         names = list(self.relation.key)
@@ -345,13 +396,133 @@ class Followed:
         (key,) = keys.slice(row, 1).to_pylist()
         return self.error(f"a change {verb} {key}, which does not fit what the lake holds")
 
-    def error(self, what: str) -> Corrupt:
-        return Corrupt(
-            "MIRROR_DIVERGED",
-            f"{self.id}: {what}",
-            "a row was lost, doubled or changed by someone else",
-            f"nothing was committed; `icelake verify {self.id}` names the rows that differ",
+
+class Multiset(Followed):
+    """Changes name rows by all their values, and rows may be equal: a delete takes one of them, an update goes on as one of them."""
+
+    def __init__(self, table: Table, index: BagIndex) -> None:
+        super().__init__(table, index)
+        self.index = index
+
+    def _apply(self, changes: ChangeSet) -> None:
+        assert changes.old is not None
+        kind = self._admit(changes)
+        n = len(kind)
+        has_old = (kind == UPDATE) | (kind == DELETE)
+        hashes = np.concatenate([self._hash(changes.new), self._hash(changes.old)])
+        ids, first = collapse.factorize(hashes, np.concatenate([kind < DELETE, has_old]))
+        bad, net = collapse.follow_bag(kind, ids[n:], ids[:n], len(first))
+        file_no, position, row_id = self.index.take(hashes[first][net.taken])
+        if bad < 0 and (file_no < 0).any():
+            bad = int(net.takers[np.flatnonzero(file_no < 0)[0]])
+        if bad >= 0:
+            verb = "updates" if changes.op[bad] == UPDATE else "deletes"
+            raise self.error(f"change {bad} of a chunk {verb} a row that the lake does not hold")
+        delta = self._begin()
+        if net.truncated:
+            delta.truncate()
+            self.index.clear()
+        else:
+            delta.delete(file_no, position)
+        if len(net.live):
+            row_ids = self._row_ids(net.origin[net.live], file_no, position, row_id)
+            self._append(changes.new.take(net.live), hashes[net.live], row_ids)
+
+    def _load(self, rows: pa.RecordBatch) -> None:
+        self._append(rows, self._hash(rows), np.full(rows.num_rows, -1, np.int64))
+
+    def _moved(self, file_nos: Sequence[int], moved: Moved) -> None:
+        first_row_ids = {no: self.table.files[no].first_row_id for no in file_nos}
+        self.index.move(first_row_ids, moved.row_ids, moved.file_no, moved.positions)
+
+    def _hash(self, rows: pa.RecordBatch) -> Hashes:
+        return hash_rows(rows, self.index.seed)
+
+
+class NoIndex:
+    """The row index of a table whose rows are never looked for."""
+
+    def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def commit(self, snapshot_id: int | None, files: Mapping[int, Identity]) -> None: ...
+
+    def rollback(self) -> None: ...
+
+
+class AppendOnly(Followed):
+    """Nothing names rows: only inserts and truncates are published, and the mirror holds what was inserted since the last truncate."""
+
+    def _apply(self, changes: ChangeSet) -> None:
+        kind = self._admit(changes)
+        if ((kind == UPDATE) | (kind == DELETE)).any():
+            raise Refused(
+                "PUBLICATION_CHANGED",
+                f"updates or deletes of {self.id} were published, whose mirror is append-only",
+                "someone changed its publication, or added the table to another one of the mirror's",
+                f"take append_only off the table, then `icelake resume {self.id} --reload`",
+                table=str(self.id),
+            )
+        truncates = np.flatnonzero(kind == TRUNCATE)
+        inserts = np.flatnonzero(kind == INSERT)
+        if len(truncates):
+            self._begin().truncate()
+            inserts = inserts[inserts > truncates[-1]]
+        if len(inserts):
+            self._append(changes.new.take(inserts), None, np.full(len(inserts), -1, np.int64))
+
+    def _load(self, rows: pa.RecordBatch) -> None:
+        self._append(rows, None, np.full(rows.num_rows, -1, np.int64))
+
+    def _moved(self, file_nos: Sequence[int], moved: Moved) -> None: ...
+
+
+def follow(table: Table, files: IndexFiles | None) -> tuple[Followed, str]:
+    """The table with its row index, compared with the table as it is now; and why what was kept of the index was not (all) believed,
+
+    '' if it was. ``files``: where a key index is kept; None: in memory only. A multiset's index is never kept.
+    """
+    match table.relation.identity:
+        case "key":
+            index = KeyIndex.load(files, table.metadata["table-uuid"])
+            reconciled = index.reconcile(table)
+            return Keyed(table, index), reconciled.reason
+        case "full":
+            bag = BagIndex()
+            bag.reconcile(table)
+            return Multiset(table, bag), ""
+        case "none":
+            return AppendOnly(table, NoIndex()), ""
+
+
+def check_member(table: Table, text: str | None, held: Membership | None = None) -> Membership:
+    """A table's mark now, from the publication (None: it is not in it), compared with the mark it had (``held``: its property's).
+
+    Raises Refused, naming the table, if changes may be missing from the stream.
+    """
+    before = held or Membership.parse(table.metadata["properties"][MEMBERSHIP])
+    now = Membership.parse(text) if text is not None else None
+    if now is None or before.left(now):
+        raise left_publication(table.id)
+    if now.unnamed:
+        raise UnsupportedTable(
+            "REPLICA_IDENTITY_LOST",
+            f"nothing names the rows of {table.id} any more",
+            "its primary key or its replica identity was taken away while it is published: "
+            "PostgreSQL now refuses every UPDATE and DELETE of it, to all who use the table",
+            f"bring back what named its rows, then `icelake resume {table.id}`; or take the table out of the publication",
+            table=str(table.id),
         )
+    if before.rewritten(now):
+        raise UnsupportedTable(
+            "TABLE_REWRITTEN",
+            f"the rows of {table.id} were rewritten in the source",
+            "an ALTER TABLE changed a column and all rows, which PostgreSQL does not send as changes",
+            f"`icelake resume {table.id} --reload` compares it with the source and mends what differs",
+            table=str(table.id),
+        )
+    return now
 
 
 def left_publication(table: TableId) -> Refused:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from icelake.ingest.followed import Followed
+from icelake.ingest.followed import Keyed
 from icelake.ingest.keyorder import sortable
 from icelake.model.load import Bound
 from icelake.tables.keys import hash_rows
@@ -21,7 +21,7 @@ from icelake.tables.table import one_batch
 class Mending:
     """One range of a table whose running batch is empty. Feed it all rows of the range, then ``finish``."""
 
-    def __init__(self, followed: Followed) -> None:
+    def __init__(self, followed: Keyed) -> None:
         self._followed = followed
         self._seen = {no: np.zeros(file.record_count, np.bool_) for no, file in followed.table.files.items()}
         self.added = self.changed = self.removed = 0
@@ -87,4 +87,7 @@ class Mending:
         order = self._followed.order
         low = None if lower is None else (order(lower[0]), lower[1])
         high = None if upper is None else (order(upper[0]), upper[1])
-        return np.array([(low is None or (key, 1) > low) and (high is None or (key, 1) <= high) for key in sortable(keys)], np.bool_)
+        return np.array(
+            [(low is None or (key, 1) > low) and (high is None or (key, 1) <= high) for key in sortable(keys, self._followed.relation)],
+            np.bool_,
+        )

@@ -18,3 +18,8 @@ def slot_name(source: str, source_uuid: str) -> str:
 
 def publication_name(source: str, source_uuid: str) -> str:
     return slot_name(source, source_uuid)
+
+
+def append_publication(publication: str) -> str:
+    """The publication beside ``publication`` that holds the append-only tables: it sends no updates and no deletes."""
+    return f"{publication[: 63 - len('_append')]}_append"

@@ -6,10 +6,12 @@ A table that leaves its publication and comes back has lost the changes between.
 
 from dataclasses import dataclass
 
+_UNNAMED = "|unnamed"
+
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The mark of one table. Its text is ``publication|storage|columns``."""
+    """The mark of one table. Its text is ``publication|storage|columns``, and ``|unnamed`` behind it if that is so."""
 
     publication: str
     """Another one whenever the table was added to a publication anew (the OIDs of publication and membership)."""
@@ -17,15 +19,17 @@ class Membership:
     """Another one after every rewrite of the table: VACUUM FULL, CLUSTER and TRUNCATE too (relfilenode)."""
     columns: str
     """Another one after every ALTER of a column, of its default or statistics too (xmin of the pg_attribute rows)."""
+    unnamed: bool = False
+    """Its updates and deletes are published and nothing names their rows any more: PostgreSQL refuses them to the table's users."""
 
     def __str__(self) -> str:
-        return f"{self.publication}|{self.storage}|{self.columns}"
+        return f"{self.publication}|{self.storage}|{self.columns}{_UNNAMED if self.unnamed else ''}"
 
     @staticmethod
     def parse(text: str) -> "Membership":
         """Raises ValueError."""
-        publication, storage, columns = text.split("|")
-        return Membership(publication, storage, columns)
+        publication, storage, columns = text.removesuffix(_UNNAMED).split("|")
+        return Membership(publication, storage, columns, text.endswith(_UNNAMED))
 
     def left(self, now: "Membership") -> bool:
         """Whether the table was out of the publication between the two."""

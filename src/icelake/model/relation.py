@@ -66,6 +66,11 @@ class Relation:
         return TableId(self.schema, self.name)
 
     @property
+    def named_by(self) -> str:
+        """How changes name rows, in words."""
+        return {"key": f"the key ({', '.join(self.key)})", "full": "all their values", "none": "nothing"}[self.identity]
+
+    @property
     def key_columns(self) -> tuple[Column, ...]:
         by_name = {column.name: column for column in self.columns}
         return tuple(by_name[name] for name in self.key)

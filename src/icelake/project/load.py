@@ -112,6 +112,7 @@ class _Table(_Part):
     readers: Annotated[list[Reader], Field(min_length=1)] = ["duckdb"]
     out_of_range: OutOfRange = "error"
     columns: dict[str, _Column] = {}
+    append_only: bool = False
 
 
 class _Commit(_Part):
@@ -203,6 +204,14 @@ def _project(writing: _Writing, checked: _File, profile: str | None) -> Project:
                 f"the sources' tables are: {patterns}",
                 "add it there",
             )
+        if checked.tables[table].append_only and table.endswith(".*"):
+            raise writing.error(
+                "PROJECT_BAD_VALUE",
+                ("tables", table, "append_only"),
+                "is for one table",
+                "updates and deletes of such a table do not reach its mirror: that is to be said of each by name",
+                'write [tables."schema.name"]',
+            )
     return Project(
         file=writing.file.absolute(),
         name=checked.project.name,
@@ -233,7 +242,7 @@ def _source(writing: _Writing, root: Path, name: str, source: _Source) -> Source
 
 def _table(table: _Table) -> TableSettings:
     columns = {name: Choice(column.type, column.out_of_range) for name, column in table.columns.items()}
-    return TableSettings(tuple(table.readers), table.out_of_range, columns)
+    return TableSettings(tuple(table.readers), table.out_of_range, columns, table.append_only)
 
 
 def _wants(source: SourceSettings, table: str) -> bool:

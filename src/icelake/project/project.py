@@ -27,11 +27,13 @@ class TableSettings:
     """``readers``: the engines that must be able to read the table. ``out_of_range``: what a value its Iceberg type cannot hold
 
     becomes, in columns that do not choose for themselves and are no key. ``columns``: choices by column name.
+    ``append_only``: its mirror holds what was inserted since its last TRUNCATE; updates and deletes do not reach it.
     """
 
     readers: tuple[Reader, ...]
     out_of_range: OutOfRange
     columns: Mapping[str, Choice]
+    append_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

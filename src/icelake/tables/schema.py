@@ -63,7 +63,7 @@ def _schema(relation: Relation, fields: Sequence[Json]) -> Json:
     _check_names(relation)
     schema: Json = {"type": "struct", "schema-id": 0, "fields": list(fields)}
     key_fields = [field for field in fields if field["name"] in relation.key]
-    if all(field["required"] and field["type"] not in ("float", "double") for field in key_fields):
+    if key_fields and all(field["required"] and field["type"] not in ("float", "double") for field in key_fields):
         schema["identifier-field-ids"] = [field["id"] for field in key_fields]
     return schema
 

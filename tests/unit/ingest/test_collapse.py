@@ -93,3 +93,62 @@ def test_equal_hashes_share_a_number_and_no_others(words: list[tuple[int, int, b
     for i in np.flatnonzero(wanted):
         assert hashes[first[ids[i]]].tolist() == hashes[i].tolist()
     assert len({tuple(h) for h in hashes[first].tolist()}) == len(first)
+
+
+ROWS = 3
+
+
+def replay_bag(base: list[int], changes: list[tuple[int, int, int]]) -> tuple[int, list[int]]:
+    """(number of the first impossible change or -1, the rows there are then)."""
+    rows = list(base)
+    for number, (kind, old, new) in enumerate(changes):
+        if kind == collapse.TRUNCATE:
+            rows.clear()
+        if kind in (collapse.UPDATE, collapse.DELETE):
+            if old not in rows:
+                return number, rows
+            rows.remove(old)
+        if kind in (collapse.INSERT, collapse.UPDATE):
+            rows.append(new)
+    return -1, rows
+
+
+bag_change = st.tuples(
+    st.sampled_from([collapse.INSERT] * 6 + [collapse.UPDATE] * 5 + [collapse.DELETE] * 5 + [collapse.TRUNCATE]),
+    st.integers(0, ROWS - 1),
+    st.integers(0, ROWS - 1),
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(base=st.lists(st.integers(0, ROWS - 1), max_size=8), changes=st.lists(bag_change, max_size=14))
+def test_net_effect_on_equal_rows_is_that_of_a_replay(base: list[int], changes: list[tuple[int, int, int]]) -> None:
+    kind = np.array([c[0] for c in changes], np.uint8)
+    old = np.array([c[1] for c in changes], np.int64)
+    new = np.array([c[2] for c in changes], np.int64)
+    impossible, rows = replay_bag(base, changes)
+    bad, net = collapse.follow_bag(kind, old, new, ROWS)
+    held = list(base)
+    lacking = []
+    for row, taker in zip(net.taken.tolist(), net.takers.tolist(), strict=True):
+        if row in held:
+            held.remove(row)
+        else:
+            lacking.append(taker)
+    # The first that cannot be is either known from the chunk alone, or takes what is not there.
+    assert min([*lacking[:1], *([bad] if bad >= 0 else [])], default=-1) == impossible
+    if impossible >= 0:
+        return
+    assert net.truncated == any(c[0] == collapse.TRUNCATE for c in changes)
+    assert sorted(([] if net.truncated else held) + new[net.live].tolist()) == sorted(rows)
+    # Every row before the chunk goes on in one row at most.
+    origins = [number for number in net.origin[net.live].tolist() if number >= 0]
+    assert len(set(origins)) == len(origins)
+    if all(c[0] == collapse.UPDATE for c in changes):
+        assert sorted(origins) == list(range(len(net.taken)))
+
+
+def test_an_insert_and_a_delete_of_one_row_cancel() -> None:
+    kind = np.array([collapse.INSERT, collapse.INSERT, collapse.UPDATE, collapse.DELETE], np.uint8)
+    _, net = collapse.follow_bag(kind, np.array([-1, -1, 0, 1]), np.array([0, 0, 1, -1]), 2)
+    assert (net.taken.tolist(), net.live.tolist(), net.origin[net.live].tolist()) == ([], [0], [collapse.NONE])

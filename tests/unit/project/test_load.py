@@ -62,6 +62,7 @@ tables = ["sales.orders"]
 [tables."crm.people"]
 readers = ["duckdb", "spark"]
 out_of_range = "null"
+append_only = true
 [tables."crm.people".columns.amount]
 type = "decimal(20,4)"
 [tables."crm.people".columns."born on"]
@@ -82,6 +83,7 @@ memory_limit = "1.5GB"
     people = project.tables["crm.people"]
     assert (people.readers, people.out_of_range) == (("duckdb", "spark"), "null")
     assert people.columns == {"amount": Choice("decimal(20,4)", None), "born on": Choice(None, "text")}
+    assert people.append_only
     assert (project.commit.interval_ms, project.commit.batch_mb, project.query.memory_limit) == (250, 64, "1.5GB")
     assert project.retention.thin == (Thinning(60, 3600), Thinning(86400, 400 * 86400))
 
@@ -149,6 +151,8 @@ memory_limit = "1.5GB"
             2,
             ["did you mean type?", "valid here: type, out_of_range"],
         ),
+        (("# a shop", '[tables."public.*"]\nappend_only = true'), "PROJECT_BAD_VALUE", 2, ["for one table", "by name"]),
+        (("# a shop", '[tables."public.x"]\nappend_onyl = true'), "PROJECT_UNKNOWN_KEY", 2, ["did you mean append_only?"]),
         (("# a shop", '[tables."crm.x"]\nreaders = ["duckdb"]'), "PROJECT_TABLE_NOT_MIRRORED", 1, ['tables."crm.x"', "public.*"]),
         (("# a shop", "x = = 1"), "PROJECT_SYNTAX", 1, ["not TOML"]),
         (("# a shop", "x = '''"), "PROJECT_SYNTAX", 7, ["not TOML"]),

@@ -4,7 +4,7 @@ Promises: every finding says what is so and, if it is not well, the statement th
 ``warn`` may hurt the source or the mirror later. A server that cannot be reached is a finding, not an exception.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,15 +24,18 @@ class Finding:
     fix: str = ""
 
 
-def check(dsn: str, tables: Sequence[str]) -> list[Finding]:
-    """Everything the source needs, in the order a person would mend it; ``tables`` as in ``Source.describe``."""
+def check(dsn: str, tables: Sequence[str], append_only: Collection[str] = ()) -> list[Finding]:
+    """Everything the source needs, in the order a person would mend it; ``tables`` as in ``Source.describe``.
+
+    ``append_only``: those of them (``schema.name``) that are mirrored by their inserts and truncates alone.
+    """
     found: list[Finding] = []
     try:
         with session(dsn, "cannot examine the server") as server:
             found.append(Finding("ok", "REACHABLE", f"connected to {address(dsn)}"))
             for look in _LOOKS:
                 found += look(server)
-            found += _tables(server, tables)
+            found += _tables(server, tables, append_only)
         with session(dsn, "cannot open a replication connection", replication=True) as server:
             run(server, "IDENTIFY_SYSTEM")
         found.append(Finding("ok", "REPLICATION_CONNECTION", "replication connections are let in"))
@@ -200,11 +203,12 @@ def _decoding(server: Connection) -> list[Finding]:
     return out or [Finding("ok", "DECODING", "the server's decoding memory and walsender time-out will do")]
 
 
-def _tables(server: Connection, tables: Sequence[str]) -> list[Finding]:
+def _tables(server: Connection, tables: Sequence[str], append_only: Collection[str]) -> list[Finding]:
     out: list[Finding] = []
-    for table in schema.describe(server, tables):
+    for table in schema.describe(server, tables, append_only):
         if isinstance(table, Relation):
-            out.append(Finding("ok", "TABLE", f"{table.id} can be mirrored"))
+            how = ", append-only: updates and deletes of it do not reach its mirror" if table.identity == "none" else ""
+            out.append(Finding("ok", "TABLE", f"{table.id} can be mirrored{how}"))
             if not schema.may_publish(server, table.oid):
                 role = schema.quoted(server.info.user)
                 out.append(

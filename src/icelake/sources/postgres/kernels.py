@@ -230,6 +230,7 @@ def scan_tuples(
     end: Any,
     target: Any,
     key: Any,
+    whole: Any,
     op: Any,
     start: Any,
     length: Any,
@@ -243,11 +244,13 @@ def scan_tuples(
     ``op``; ``start``, ``length`` of shape (columns, changes) for the new tuple; ``key_start``, ``key_length`` of shape (key columns,
     changes) for the key before the change: from the old tuple, else the new one. A value not sent ('u') is taken from a full old tuple
     ('O') when that has it, in a key column from either old tuple, and is UNCHANGED otherwise; ``missing`` counts those by column.
+    ``whole``: the key is the whole row. It may then hold nulls, and comes from a full old tuple and from nowhere else.
     Returns (DONE, 0), or an error and the place in ``buf`` of the message body that has it.
     """
     columns = target.shape[0]
     keys = key_start.shape[0]
     wanted = start.shape[0]
+    least = NULL if whole else 0
     for i in range(rows.shape[0]):
         row = rows[i]
         for c in range(wanted):
@@ -270,6 +273,8 @@ def scan_tuples(
         at += 1
         old = np.int64(0)
         whole_old = tag == 79
+        if whole and what != 73 and not whole_old:
+            return KEY_MISSING, begin
         if tag == 75 or tag == 79:  # K O
             if what == 73:
                 return BAD_TUPLE, begin
@@ -304,7 +309,7 @@ def scan_tuples(
             if old == 0 or at != stop:
                 return BAD_TUPLE, begin
             for k in range(keys):
-                if key_length[k, i] < 0:
+                if key_length[k, i] < least:
                     return KEY_MISSING, begin
             continue
         if tag != 78 or stop - at < 2:  # N
@@ -342,7 +347,7 @@ def scan_tuples(
                 if length[t, i] == UNCHANGED:
                     missing[t] += 1
                 if key[c] >= 0:
-                    if length[t, i] < 0:
+                    if length[t, i] < least:
                         return KEY_MISSING, begin
                     if what == 85 and old == 0:
                         key_start[key[c], i] = start[t, i]
@@ -353,7 +358,7 @@ def scan_tuples(
             return BAD_TUPLE, begin
         if old != 0:
             for k in range(keys):
-                if key_length[k, i] < 0:
+                if key_length[k, i] < least:
                     return KEY_MISSING, begin
     return DONE, np.int64(0)
 

@@ -25,7 +25,7 @@ from icelake.sources.postgres.values import Fields, Reader, read_only, reader
 _LARGEST: Final = 2**31 - 64
 _U64: Final = 2**64 - 1
 _TRUNCATE: Final = ord("T")
-_UPDATE: Final = 1
+_UPDATE, _DELETE = 1, 2
 _WHY: Final[dict[int, str]] = {
     kernels.TORN_FRAME: "a frame's length goes beyond the bytes received",
     kernels.BAD_BEGIN: "a Begin message is malformed, or inside another transaction",
@@ -37,7 +37,7 @@ _WHY: Final[dict[int, str]] = {
     kernels.UNKNOWN_MESSAGE: "pgoutput has no message of this type",
     kernels.BAD_TUPLE: "a tuple does not fill its message exactly",
     kernels.COLUMN_COUNT: "a tuple has another number of columns than its Relation message",
-    kernels.KEY_MISSING: "a key column has no value",
+    kernels.KEY_MISSING: "a key column, or the row before the change, is not in the message",
 }
 _RETRY: Final = "start again: the stream is read anew from the last commit; if it comes back, report it with the server's version"
 
@@ -114,7 +114,7 @@ class _RawLayout:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How the tuples of one relation message become the columns of its Relation."""
+    """How the tuples of one relation message become the columns of its Relation. ``key``: what names rows, maybe all columns."""
 
     relation: Relation
     message: RelationMessage
@@ -126,6 +126,11 @@ class _Layout:
     key_readers: tuple[Reader, ...]
     absent: tuple[int, ...]
     """Columns the message does not have, because they were added later: the changes have their default."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole old row is the key."""
+        return self.relation.identity == "full"
 
 
 def _layout(message: RelationMessage, relation: Relation) -> _Layout:
@@ -148,8 +153,10 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
                 table=str(relation.id),
             )
         target[place] = at
-    for at, name in enumerate(relation.key):
-        key[places[name]] = at
+    named = relation.columns if relation.identity == "full" else relation.key_columns
+    for at, column in enumerate(named):
+        if column.name in places:
+            key[places[column.name]] = at
     table = str(relation.id)
     return _Layout(
         relation,
@@ -157,9 +164,9 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
         target,
         key,
         arrow_schema(relation.columns),
-        arrow_schema(relation.key_columns),
+        arrow_schema(named),
         tuple(reader(column, table) for column in relation.columns),
-        tuple(reader(column, table) for column in relation.key_columns),
+        tuple(reader(column, table) for column in named),
         tuple(absent),
     )
 
@@ -401,9 +408,8 @@ def _change_set(
     start, length = np.empty((columns, count), np.int32), np.empty((columns, count), np.int32)
     key_start, key_length = np.empty((keys, count), np.int32), np.empty((keys, count), np.int32)
     missing = np.zeros(columns, np.int64)
-    status, at = kernels.scan_tuples(
-        buffer, rows, log.kind, log.body, log.end, layout.target, layout.key, op, start, length, key_start, key_length, missing
-    )
+    told = (buffer, rows, log.kind, log.body, log.end, layout.target, layout.key, layout.whole)
+    status, at = kernels.scan_tuples(*told, op, start, length, key_start, key_length, missing)
     if status != kernels.DONE:
         raise _corrupt(status, int(at), state)
     unchanged: dict[str, npt.NDArray[np.bool_]] = {}
@@ -412,21 +418,30 @@ def _change_set(
             unsent = np.empty(count, np.bool_)
             kernels.unsent(length[number], unsent)
             unchanged[layout.relation.columns[number].name] = unsent
-    new = _batch(buffer, start, length, layout.new_readers, layout.new_schema)
-    for number in layout.absent:
-        text = layout.relation.columns[number].default
-        if text is not None:
-            value = read_only(text.encode())
-            where = Fields(value, np.zeros(count, np.int32), np.where(op <= _UPDATE, len(value), kernels.NULL).astype(np.int32))
-            new = new.set_column(number, layout.new_schema.field(number), layout.new_readers[number](where))
+    new = _with_defaults(_batch(buffer, start, length, layout.new_readers, layout.new_schema), layout, op <= _UPDATE)
+    old = _batch(buffer, key_start, key_length, layout.key_readers, layout.key_schema)
+    if layout.whole:
+        old = _with_defaults(old, layout, (op == _UPDATE) | (op == _DELETE))
     return ChangeSet(
         relation=layout.relation,
         op=op,
         commit_lsn=log.lsn[rows],
         new=new,
-        old_key=_batch(buffer, key_start, key_length, layout.key_readers, layout.key_schema),
+        old_key=old.select([]) if layout.whole else old,
         unchanged=unchanged,
+        old=old if layout.whole else None,
     )
+
+
+def _with_defaults(batch: pa.RecordBatch, layout: _Layout, rows: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+    """The columns the message does not have, with their default in these rows."""
+    for number in layout.absent:
+        text = layout.relation.columns[number].default
+        if text is not None:
+            value = read_only(text.encode())
+            where = Fields(value, np.zeros(len(rows), np.int32), np.where(rows, len(value), kernels.NULL).astype(np.int32))
+            batch = batch.set_column(number, layout.new_schema.field(number), layout.new_readers[number](where))
+    return batch
 
 
 def _batch(

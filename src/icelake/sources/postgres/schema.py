@@ -5,32 +5,45 @@ that names the table, the reason and the statement that mends it. Never guesses 
 psycopg's errors as they come (``session.explain`` words them). Source: PostgreSQL documentation, chapter 53 (System Catalogs).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from icelake.errors import UnsupportedTable
 from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.relation import Column, Refusal, Relation
+from icelake.model.types import Primitive, parse
 from icelake.sources.postgres.session import Connection, run
 from icelake.sources.postgres.type_catalog import TypeCatalog
-from icelake.sources.postgres.types import key_is_ordered, no_key
+from icelake.sources.postgres.types import key_is_ordered
 
 _TABLES = """
+with named as not materialized (
+    -- Indexes that may name rows. What PostgreSQL itself asks of a replica identity (RelationGetIndexList): unique, checked at once,
+    -- whole, valid; of columns that are never null.
+    select i.indrelid, i.indisprimary, i.indisreplident, part.columns,
+           i.indisunique and i.indimmediate and i.indisvalid and i.indpred is null and part.plain as usable
+    from pg_catalog.pg_index i
+    cross join lateral (
+        select array_agg(a.attname::text order by part.place) as columns, bool_and(a.attnotnull is true) as plain
+        from pg_catalog.unnest(i.indkey::int2[]) with ordinality as part(attnum, place)
+        left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = part.attnum
+        where part.place <= i.indnkeyatts
+    ) part
+    where i.indisprimary or i.indisreplident
+)
 select c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
        c.relispartition, exists (select from pg_catalog.pg_inherits h where c.oid in (h.inhrelid, h.inhparent)),
        pg_catalog.row_security_active(c.oid),
        pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
-       k.columns, k.immediate, current_user::text
+       k.columns, k.usable, r.columns, r.usable, current_user::text
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 left join lateral (
-    select i.indimmediate as immediate,
-           array(select a.attname::text
-                 from pg_catalog.unnest(i.indkey::int2[]) with ordinality as part(attnum, place)
-                 join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = part.attnum
-                 where part.place <= i.indnkeyatts order by part.place) as columns
-    from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary
+    select x.columns, x.usable from named x where x.indrelid = c.oid and x.indisprimary
 ) k on true
+left join lateral (
+    select x.columns, x.usable from named x where x.indrelid = c.oid and x.indisreplident
+) r on true
 where (n.nspname::text, c.relname::text) in (select * from unnest(%(schemas)s::text[], %(names)s::text[]))
    or (n.nspname = any(%(whole)s::text[]) and c.relkind in ('r', 'p', 'f'))
    or c.oid = any(%(oids)s::oid[])
@@ -40,7 +53,6 @@ order by n.nspname, c.relname
 _COLUMNS = """
 select a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
        not a.attnotnull, a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
-       coalesce(o.collisdeterministic, true),
        pg_catalog.getdatabaseencoding() = 'UTF8' and coalesce(e.provider = 'b' or e.provider = 'c' and e.locale in ('C', 'POSIX'), false),
        case when a.atthasmissing then (a.attmissingval::text::text[])[1] end
 from pg_catalog.pg_attribute a
@@ -96,12 +108,20 @@ class _Found:
     rows_hidden: bool
     schema_usable: bool
     key: list[str] | None
-    key_immediate: bool | None
+    """Columns of the primary key."""
+    key_usable: bool | None
+    index: list[str] | None
+    """Columns of the index named by REPLICA IDENTITY USING INDEX."""
+    index_usable: bool | None
     role: str
 
     @property
     def quoted(self) -> str:
         return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def id(self) -> str:
+        return f"{self.schema}.{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +135,6 @@ class _FoundColumn:
     nullable: bool
     generated: bool
     readable: bool
-    deterministic: bool
     bytewise: bool
     missing: str | None
     """What rows from before the column have, if that is a constant of its own (PostgreSQL documentation, ALTER TABLE, Notes)."""
@@ -126,10 +145,11 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def describe(connection: Connection, patterns: Sequence[str]) -> list[Relation | Refusal]:
+def describe(connection: Connection, patterns: Sequence[str], append_only: Collection[str] = ()) -> list[Relation | Refusal]:
     """The tables of ``schema.name`` and ``schema.*`` as they are now, each once, by schema and name.
 
     Names are spelled as in the catalog (no quotes, case matters). A pattern that names nothing is a Refusal TABLE_NOT_FOUND.
+    ``append_only``: tables (``schema.name``) that are mirrored by their inserts and truncates alone, whatever names their rows.
     """
     wanted: list[tuple[str, str]] = []
     for pattern in patterns:
@@ -142,7 +162,7 @@ def describe(connection: Connection, patterns: Sequence[str]) -> list[Relation |
         names=[name for _, name in single],
         whole=[schema for schema, name in wanted if name == ALL],
     )
-    described = _judge_all(connection, found)
+    described = _judge_all(connection, found, append_only)
     seen = {(table.schema, table.name) for table in found}
     seen |= {(table.schema, ALL) for table in found}
     return [
@@ -161,9 +181,10 @@ def describe(connection: Connection, patterns: Sequence[str]) -> list[Relation |
     ]
 
 
-def describe_oid(connection: Connection, oid: int) -> Relation | Refusal | None:
+def describe_oid(connection: Connection, oid: int, append_only: bool = False) -> Relation | Refusal | None:
     """The one table of that oid, None if it is gone."""
-    described = _judge_all(connection, _tables(connection, oids=[oid]))
+    found = _tables(connection, oids=[oid])
+    described = _judge_all(connection, found, [table.id for table in found] if append_only else ())
     return described[0] if described else None
 
 
@@ -184,7 +205,7 @@ def may_publish(connection: Connection, oid: int) -> bool:
 def differences(held: Relation, now: Relation | Refusal | None) -> list[str]:
     """How the source's table differs from the relation the lake holds, in words; empty if it does not.
 
-    Compared by attnum: names and types of the columns, what the types are made of, the key, the table's own name.
+    Compared by attnum: names and types of the columns, what the types are made of, what names rows, the table's own name.
     """
     if now is None:
         return ["the table was dropped"]
@@ -208,9 +229,9 @@ def differences(held: Relation, now: Relation | Refusal | None) -> list[str]:
         elif old.source != new.source:
             out.append(f"the type {new.pg_type} of column {new.name} was altered from {old.source} to {new.source}")
     names = {column.attnum: column.name for column in now.columns}
-    key_then = [names.get(column.attnum) for column in held.key_columns]
-    if not out and list(now.key) != key_then:
-        out.append(f"the primary key is now ({', '.join(now.key)}), it was ({', '.join(held.key)})")
+    key_then = tuple(names.get(column.attnum) for column in held.key_columns)
+    if not out and (now.identity, now.key) != (held.identity, key_then):
+        out.append(f"its changes now name rows by {now.named_by}, they did by {held.named_by}")
     return out
 
 
@@ -260,27 +281,51 @@ def _tables(
     return [_Found(*row) for row in run(connection, _TABLES, arguments)]
 
 
-def _judge_all(connection: Connection, found: Sequence[_Found]) -> list[Relation | Refusal]:
+def _judge_all(connection: Connection, found: Sequence[_Found], append_only: Collection[str]) -> list[Relation | Refusal]:
     columns: dict[int, list[_FoundColumn]] = {table.oid: [] for table in found}
     if found:
         for row in run(connection, _COLUMNS, [list(columns)]):
             columns[row[0]].append(_FoundColumn(*row))
     types = TypeCatalog(connection, {column.type_oid for several in columns.values() for column in several})
-    return [_judge(table, columns[table.oid], types) for table in found]
+    version = connection.info.server_version
+    return [_judge(table, columns[table.oid], types, table.id in append_only, version) for table in found]
 
 
-def _judge(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog) -> Relation | Refusal:
+def _judge(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog, append_only: bool, version: int) -> Relation | Refusal:
     mirrored = [column for column in columns if not column.generated]
-    reason = _refuse_table(table) or _refuse_key(table, columns, types) or _refuse_columns(table, mirrored)
+    key = () if append_only else _key(table, columns, types)
+    reason = _refuse_table(table)
+    if not append_only:
+        reason = reason or _refuse_identity(table, columns, version) or _refuse_key(table, columns, key, types)
+    reason = reason or _refuse_columns(table, mirrored)
     if reason is not None:
         code, why, fix = reason
         return Refusal(table.schema, table.name, code, why, fix)
-    key = tuple(table.key or ())
     out = tuple(_column(column, types) for column in mirrored)
     by_name = {column.name: column for column in out}
     bytewise = [column.name for column in mirrored if column.bytewise]
     ordered = key_is_ordered([by_name[name] for name in key], bytewise)
-    return Relation(table.oid, table.schema, table.name, out, key, ordered)
+    return Relation(
+        table.oid,
+        table.schema,
+        table.name,
+        out,
+        key,
+        # A table without a key is one range.
+        key_is_ordered=bool(key) and ordered,
+        identity="none" if append_only else "key" if key else "full",
+    )
+
+
+def _key(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog) -> tuple[str, ...]:
+    """The columns by which changes name rows; () if there are none, or if only whole rows can name rows here.
+
+    Under FULL the old row comes whole, so the primary key can be read off it.
+    """
+    if table.identity == "i":
+        return tuple(table.index or ()) if table.index_usable else ()
+    key = tuple(table.key or ()) if table.key_usable and table.identity != "n" else ()
+    return () if table.identity == "f" and _refuse_key(table, columns, key, types) else key
 
 
 def _column(column: _FoundColumn, types: TypeCatalog) -> Column:
@@ -335,28 +380,44 @@ def _refuse_table(table: _Found) -> Reason | None:
     return None
 
 
-def _refuse_key(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog) -> Reason | None:
-    if not table.key:
+def _refuse_identity(table: _Found, columns: Sequence[_FoundColumn], version: int) -> Reason | None:
+    """Why PostgreSQL would refuse updates and deletes of the table once they are published (CheckCmdReplicaIdentity), if so."""
+    append = f'append_only = true in [tables."{table.id}"], if no row of it is ever changed'
+    full = f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL;"
+    default = f"ALTER TABLE {table.quoted} REPLICA IDENTITY DEFAULT;"
+    if table.identity == "f":
+        if version >= 180000 and any(column.generated for column in columns):
+            return (
+                "REPLICA_IDENTITY",
+                "its replica identity is FULL, but PostgreSQL 18 refuses updates and deletes if that holds a generated column",
+                f"{default}  with a primary key; or {append}",
+            )
+        return None
+    if table.identity == "n" or (table.identity == "i" and not table.index_usable):
+        how = "NOTHING" if table.identity == "n" else "USING INDEX, of an index that is gone or not valid"
+        return (
+            "REPLICA_IDENTITY",
+            f"its replica identity is {how}: a change of it names no row, and PostgreSQL would refuse updates and deletes once published",
+            f"{default}  with a primary key; or {full}  or {append}",
+        )
+    if table.identity == "d" and not table.key:
         return (
             "NO_PRIMARY_KEY",
-            "it has no primary key, so a change cannot be told from another row's",
-            f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…);",
+            "it has no primary key: a change of it names no row, and PostgreSQL would refuse updates and deletes once published",
+            f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…);  or {full}  or {append}",
         )
-    if not table.key_immediate:
+    if table.identity == "d" and not table.key_usable:
         return (
             "DEFERRABLE_PRIMARY_KEY",
             "its primary key is deferrable, and PostgreSQL would refuse updates and deletes of it once published",
-            f"make the primary key of {table.quoted} NOT DEFERRABLE",
+            f"make the primary key of {table.quoted} NOT DEFERRABLE;  or {full}  or {append}",
         )
-    if table.identity not in {"d", "f"}:
-        kind = "NOTHING" if table.identity == "n" else "USING INDEX"
-        return (
-            "REPLICA_IDENTITY",
-            f"its replica identity is {kind}, so changes do not name the row by its primary key",
-            f"ALTER TABLE {table.quoted} REPLICA IDENTITY DEFAULT;",
-        )
+    return None
+
+
+def _refuse_key(table: _Found, columns: Sequence[_FoundColumn], key: Sequence[str], types: TypeCatalog) -> Reason | None:
     by_name = {column.name: column for column in columns}
-    for name in table.key:
+    for name in key:
         column = by_name[name]
         if column.generated:
             return (
@@ -364,17 +425,18 @@ def _refuse_key(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatal
                 f"key column {name} is generated, and generated columns are not published",
                 f"make {name} an ordinary column of {table.quoted}",
             )
-        why = no_key(_column(column, types), column.deterministic)
-        if why:
+        if not isinstance(parse(types.of(column.type_oid, column.typmod)[1]), Primitive):
             return (
                 "UNSUPPORTED_KEY",
-                f"key column {name} ({column.pg_type}) cannot be a key here: {why}",
-                "give the table a key of numbers, text, dates, timestamps or uuid",
+                f"key column {name} is {column.pg_type}, a value of several parts: rows are not looked up by such values",
+                f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL;  or give the table a key of plain values",
             )
     return None
 
 
 def _refuse_columns(table: _Found, columns: Sequence[_FoundColumn]) -> Reason | None:
+    if not columns:
+        return "NO_COLUMNS", "it has no column that could be mirrored", "leave it out"
     reserved = [c.name for c in columns if c.name in _RESERVED_COLUMNS]
     if reserved:
         return (

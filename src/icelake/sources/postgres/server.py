@@ -8,7 +8,7 @@ Fails with the errors of ``session.explain``.
 
 import secrets
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 
 import psycopg
@@ -16,6 +16,7 @@ import pyarrow as pa
 from psycopg import pq, sql
 
 from icelake.errors import Gap, Refused, Unreachable
+from icelake.model.ident import append_publication
 from icelake.model.load import Bound
 from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.membership import Membership
@@ -25,22 +26,33 @@ from icelake.sources.postgres import schema
 from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.stream import PgStream, slot_in_use
-from icelake.sources.postgres.types import Leaf, type_of
 
 _BLOCK = 1 << 22
 """Bytes of COPY text decoded at once."""
+_EVERYTHING = "insert, update, delete, truncate"
+_APPEND = "insert, truncate"
+"""What the publications send. Updates and deletes of a table whose rows nothing names would fail for its users once published."""
 
 
 class PostgresSource:
     """Implements ``ports.Source`` over psycopg. Holds no connection between calls.
 
     ``slot_seconds``: how long to wait for running transactions before giving up making a slot, and for another walsender to
-    let go of ours. ``buffer_bytes``: how much of the stream is received ahead.
+    let go of ours. ``buffer_bytes``: how much of the stream is received ahead. ``append_only``: tables (``schema.name``) that are
+    mirrored by their inserts and truncates alone.
     """
 
     def __init__(
-        self, dsn: str, name: str = "source", *, slot_seconds: float = 60.0, busy_seconds: float = 5.0, buffer_bytes: int = 1 << 26
+        self,
+        dsn: str,
+        name: str = "source",
+        *,
+        append_only: Collection[str] = (),
+        slot_seconds: float = 60.0,
+        busy_seconds: float = 5.0,
+        buffer_bytes: int = 1 << 26,
     ) -> None:
+        self.append_only = frozenset(append_only)
         self.dsn = dsn
         self.name = name
         self.slot_seconds = slot_seconds
@@ -61,53 +73,63 @@ class PostgresSource:
 
     def describe(self, tables: Sequence[str]) -> Sequence[Relation | Refusal]:
         with session(self.dsn, "cannot look up the tables") as server:
-            return schema.describe(server, tables)
+            return schema.describe(server, tables, self.append_only)
 
     def publish(self, publication: str, relations: Sequence[Relation]) -> None:
         """See ``ports.Source.publish``. Raises Refused NOT_TABLE_OWNER / PUBLICATION_CHANGED, UnsupportedTable."""
         with session(self.dsn, "cannot publish the tables") as server:
-            there = _published(server, publication)
-            missing = [relation for relation in relations if there is None or relation.id not in there]
-            if there is not None and not missing:
-                return
-            for relation in missing:
-                schema.must_be(relation, schema.describe_oid(server, relation.oid), "cannot be published")
-            name = sql.Identifier(publication)
-            listed = sql.SQL("TABLE ") + sql.SQL(", ").join(sql.SQL("ONLY {}").format(_table(relation)) for relation in missing)
-            if there is None:
-                statement = sql.SQL("CREATE PUBLICATION {} {} WITH (publish = 'insert, update, delete, truncate')").format(
-                    name, sql.SQL("FOR ") + listed if missing else sql.SQL("")
-                )
-            else:
-                statement = sql.SQL("ALTER PUBLICATION {} ADD {}").format(name, listed)
-            try:
-                run(server, statement)
-            except psycopg.errors.DuplicateObject:
-                # Somebody was faster with the same: what matters is what is there now.
-                now = _published(server, publication)
-                if now is None or not {relation.id for relation in relations} <= now.keys():
-                    raise
-            except psycopg.errors.InsufficientPrivilege as error:
-                role = schema.quoted(server.info.user)
-                raise Refused(
-                    "NOT_TABLE_OWNER",
-                    f"cannot publish {', '.join(str(relation.id) for relation in missing)}",
-                    f"{error.diag.message_primary}: only its owner may publish a table, and a publication needs CREATE on the database",
-                    f"GRANT CREATE ON DATABASE {schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE … OWNER TO {role}; "
-                    f"or have the owner run: {statement.as_string(server)};",
-                ) from None
+            for name, operations in _publications(publication).items():
+                self._publish(server, name, operations, [one for one in relations if (one.identity == "none") == (operations == _APPEND)])
+
+    def _publish(self, server: Connection, publication: str, operations: str, relations: Sequence[Relation]) -> None:
+        there = _published(server, publication, operations)
+        missing = [relation for relation in relations if there is None or relation.id not in there]
+        if there is not None and not missing:
+            return
+        for relation in missing:
+            schema.must_be(relation, _now(server, relation), "cannot be published")
+        name = sql.Identifier(publication)
+        listed = sql.SQL("TABLE ") + sql.SQL(", ").join(sql.SQL("ONLY {}").format(_table(relation)) for relation in missing)
+        if there is None:
+            statement = sql.SQL("CREATE PUBLICATION {} {} WITH (publish = {})").format(
+                name, sql.SQL("FOR ") + listed if missing else sql.SQL(""), sql.Literal(operations)
+            )
+        else:
+            statement = sql.SQL("ALTER PUBLICATION {} ADD {}").format(name, listed)
+        try:
+            run(server, statement)
+        except psycopg.errors.DuplicateObject:
+            # Somebody was faster with the same: what matters is what is there now.
+            now = _published(server, publication, operations)
+            if now is None or not {relation.id for relation in relations} <= now.keys():
+                raise
+        except psycopg.errors.InsufficientPrivilege as error:
+            if operations == _APPEND and not missing:
+                return  # whoever made the other publication need not make one that holds nothing
+            role = schema.quoted(server.info.user)
+            raise Refused(
+                "NOT_TABLE_OWNER",
+                f"cannot publish {', '.join(str(relation.id) for relation in missing)}",
+                f"{error.diag.message_primary}: only its owner may publish a table, and a publication needs CREATE on the database",
+                f"GRANT CREATE ON DATABASE {schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE … OWNER TO {role}; "
+                f"or have the owner run: {statement.as_string(server)};",
+            ) from None
 
     def published(self, publication: str) -> Mapping[TableId, str]:
+        found: dict[TableId, str] = {}
         with session(self.dsn, "cannot look up the publication") as server:
-            there = _published(server, publication)
-        if there is None:
-            raise Refused(
-                "PUBLICATION_CHANGED",
-                f"publication {publication} is gone",
-                "changes made while it was gone were never sent",
-                "load the tables again: what was missed cannot be told",
-            )
-        return there
+            for name, operations in _publications(publication).items():
+                there = _published(server, name, operations)
+                if there is None and name == publication:
+                    raise Refused(
+                        "PUBLICATION_CHANGED",
+                        f"publication {publication} is gone",
+                        "changes made while it was gone were never sent",
+                        "load the tables again: what was missed cannot be told",
+                    )
+                # A table in both sends all of its changes, as the first of them says.
+                found = {**(there or {}), **found}
+        return found
 
     # ---------------------------------------------------------------------------------------------------------------- slot
 
@@ -200,7 +222,7 @@ class PostgresSource:
                 )
             try:
                 raw = {relation.oid: relation for relation in parked}
-                stream = PgStream(self.dsn, slot, publication, start, held, raw, buffer_bytes=self.buffer_bytes)
+                stream = PgStream(self.dsn, slot, self._both(publication), start, held, raw, buffer_bytes=self.buffer_bytes)
                 break
             except Refused as refused:
                 if refused.code != "SLOT_IN_USE" or time.monotonic() > deadline:
@@ -222,6 +244,13 @@ class PostgresSource:
             raise
         stream.receive()
         return stream
+
+    def _both(self, publication: str) -> list[str]:
+        """The publications to ask for. Before PostgreSQL 18 a stream ends with an error at one that does not exist."""
+        append = append_publication(publication)
+        with session(self.dsn, "cannot look up the publication") as server:
+            found = run(server, "select from pg_catalog.pg_publication p where p.pubname = %s", [append])
+        return [publication, append] if found else [publication]
 
     # --------------------------------------------------------------------------------------------------------------- ranges
 
@@ -289,7 +318,7 @@ class RangeReading:
             schema.must_be(relation, None, "cannot be read")
         # Not by the reader: its catalog is that of the snapshot, while COPY goes by today's.
         with session(self._source.dsn, f"cannot look up {relation.id}") as today:
-            schema.must_be(relation, schema.describe_oid(today, relation.oid), "cannot be read")
+            schema.must_be(relation, _now(today, relation), "cannot be read")
         now = run(reader, "select pg_catalog.pg_relation_filenode(%s::oid)", [relation.oid])
         if found[0][0] != now[0][0]:
             raise Unreachable(
@@ -338,11 +367,12 @@ def range_query(relation: Relation, lower: Bound | None, upper: Bound | None, li
         values = sql.SQL(", ").join(sql.Literal(text) for text in bound[0])
         conditions.append(sql.SQL("ROW({}) {} ROW({})").format(names, sql.SQL(after if bound[1] else before), values))
     if lower is not None and upper is not None and _single(lower, upper):
-        # 1.0 and 1.00 are equal numerics, but not the same key: the lake keeps their text.
+        # 1.0 and 1.00 are equal numerics, as 'a' and 'A' are equal citexts, but not the same key: the lake keeps their text.
+        # concat() gives what the type's output function prints, where a cast to text may not (char(n) loses its padding).
         conditions += [
-            sql.SQL("{}::text = {}").format(sql.Identifier(column.name), sql.Literal(text))
+            sql.SQL('pg_catalog.concat({}) = {} COLLATE "C"').format(sql.Identifier(column.name), sql.Literal(text))
             for text, column in zip(lower[0], key, strict=True)
-            if column.iceberg == "string" and type_of(column) == Leaf("numeric")
+            if column.iceberg == "string"
         ]
     query = sql.SQL("SELECT {} FROM ONLY {}").format(
         sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns), _table(relation)
@@ -354,6 +384,15 @@ def range_query(relation: Relation, lower: Bound | None, upper: Bound | None, li
     return query
 
 
+def _publications(publication: str) -> dict[str, str]:
+    """The two publications of a mirror, by name, and what each publishes: the tables whose rows can be named, and the others."""
+    return {publication: _EVERYTHING, append_publication(publication): _APPEND}
+
+
+def _now(server: Connection, relation: Relation) -> Relation | Refusal | None:
+    return schema.describe_oid(server, relation.oid, append_only=relation.identity == "none")
+
+
 def _table(relation: Relation) -> sql.Identifier:
     return sql.Identifier(relation.schema, relation.name)
 
@@ -362,15 +401,16 @@ def _single(lower: Bound | None, upper: Bound | None) -> bool:
     return lower is not None and upper is not None and lower[0] == upper[0]
 
 
-def _published(server: Connection, publication: str) -> dict[TableId, str] | None:
+def _published(server: Connection, publication: str, operations: str) -> dict[TableId, str] | None:
     """Its tables, each with its mark (``model.membership``); None if there is no such publication.
 
-    Raises Refused if it does not send every change whole.
+    Raises Refused if it does not send exactly these operations, or not whole.
     """
     found = run(
         server,
         """
-        select p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate, p.pubviaroot,
+        select concat_ws(', ', case when p.pubinsert then 'insert' end, case when p.pubupdate then 'update' end,
+                               case when p.pubdelete then 'delete' end, case when p.pubtruncate then 'truncate' end), p.pubviaroot,
                coalesce(to_jsonb(p) ->> 'pubgencols', 'n') <> 'n',
                exists (select from pg_catalog.pg_publication_rel r where r.prpubid = p.oid
                        and (to_jsonb(r) ->> 'prqual' is not null or to_jsonb(r) ->> 'prattrs' is not null))
@@ -379,11 +419,11 @@ def _published(server: Connection, publication: str) -> dict[TableId, str] | Non
     )
     if not found:
         return None
-    every_operation, via_root, generated, filtered = found[0]
+    publishes, via_root, generated, filtered = found[0]
     wrong = [
         text
         for is_so, text in (
-            (not every_operation, "it does not publish all of insert, update, delete, truncate"),
+            (publishes != operations, f"it does not publish {operations}, but {publishes or 'nothing'}"),
             (via_root, "publish_via_partition_root is on"),
             (generated, "it publishes generated columns"),
             (filtered, "it has a row filter or a column list"),
@@ -393,7 +433,7 @@ def _published(server: Connection, publication: str) -> dict[TableId, str] | Non
     if wrong:
         raise Refused(
             "PUBLICATION_CHANGED",
-            f"publication {publication} does not send every change",
+            f"publication {publication} does not send what it should",
             "; ".join(wrong),
             f"DROP PUBLICATION {schema.quoted(publication)};  and load the tables again: what was missed cannot be told",
         )
@@ -402,7 +442,15 @@ def _published(server: Connection, publication: str) -> dict[TableId, str] | Non
         """
         select n.nspname, c.relname, p.oid, r.oid, c.relfilenode,
                (select md5(string_agg(a.attnum || ':' || a.xmin, ',' order by a.attnum))
-                from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+                from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
+               -- What PostgreSQL asks before it lets anyone update or delete a row of a published table (RelationGetIndexList).
+               p.pubupdate and case c.relreplident
+                   when 'n' then true
+                   when 'f' then current_setting('server_version_num')::int >= 180000
+                        and exists (select from pg_catalog.pg_attribute a
+                                    where a.attrelid = c.oid and a.attgenerated <> '' and not a.attisdropped)
+                   else not exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indimmediate and i.indisvalid
+                                    and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end) end
         from pg_catalog.pg_publication p
         join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
         join pg_catalog.pg_class c on c.oid = r.prrelid
@@ -410,7 +458,7 @@ def _published(server: Connection, publication: str) -> dict[TableId, str] | Non
         where p.pubname = %s""",
         [publication],
     )
-    return {TableId(str(row[0]), str(row[1])): str(Membership(f"{row[2]}.{row[3]}", str(row[4]), str(row[5]))) for row in rows}
+    return {TableId(str(row[0]), str(row[1])): str(Membership(f"{row[2]}.{row[3]}", str(row[4]), str(row[5]), row[6])) for row in rows}
 
 
 def _slot(server: Connection, name: str) -> SlotState | None:

@@ -72,7 +72,7 @@ class PgStream:
         self,
         dsn: str,
         slot: str,
-        publication: str,
+        publications: Sequence[str],
         start: int,
         held: Mapping[int, Relation],
         parked: Mapping[int, Relation] | None = None,
@@ -82,7 +82,8 @@ class PgStream:
         """Start replication; nothing is received, and nothing told to the server, before ``receive``."""
         self._dsn = dsn
         self._slot = slot
-        self._publication = publication
+        self._publications = publications
+        self._publication = publications[0]
         self._start = start
         self._held = held
         self._parked = parked or {}
@@ -132,7 +133,7 @@ class PgStream:
         timeout_ms = int(run(self._connection, "select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")[0][0])
         self._every = min(10.0, timeout_ms / 3000) if timeout_ms else 10.0
         self._connection.add_notice_handler(self._noticed)
-        named = sql.Literal(schema.quoted(self._publication)).as_string()
+        named = sql.Literal(", ".join(map(schema.quoted, self._publications))).as_string()
         pgconn = self._connection.pgconn
         try:
             pgconn.send_query(
@@ -507,9 +508,9 @@ class PgStream:
             with session(self._dsn, "cannot look up a table") as server:
                 return Raw(parked.id, _attnums(parked, schema.published_columns(server, message.oid), message))
         with session(self._dsn, "cannot look up a table") as server:
-            now = schema.describe_oid(server, message.oid)
-        by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
-        held = self._held.get(message.oid) or by_name[message.schema, message.name]
+            by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
+            held = self._held.get(message.oid) or by_name[message.schema, message.name]
+            now = schema.describe_oid(server, message.oid, append_only=held.identity == "none")
         doing = "cannot be followed"
         if schema.only_grew(held, now):
             grew = f"{held.id} has columns that its mirror has not"
@@ -541,8 +542,10 @@ def _disagreement(held: Relation, message: RelationMessage) -> list[str]:
     # Columns added since are at the end; what the change has in them is their default.
     if told != here[: len(told)] or not {column.attnum for column in held.key_columns} <= {c.attnum for c in _by_attnum(held)[: len(told)]}:
         return [f"when the change was made its columns were {', '.join(name for name, _, _ in told)}, of other names or types"]
-    if message.replica_identity not in ("d", "f"):
-        return ["when the change was made its replica identity was neither DEFAULT nor FULL"]
-    if message.replica_identity == "d" and {column.name for column in message.columns if column.key} != set(held.key):
-        return ["when the change was made it had another primary key"]
+    if held.identity == "none" or message.replica_identity == "f":
+        return []
+    if held.identity == "full":
+        return ["when the change was made its replica identity was not FULL"]
+    if message.replica_identity == "n" or {column.name for column in message.columns if column.key} != set(held.key):
+        return ["when the change was made another key named its rows, or none"]
     return []

@@ -45,16 +45,9 @@ class Scalar:
     extension: str = ""
     beyond: str = ""
     """Which values PostgreSQL can hold and ``iceberg`` cannot; empty: none."""
-    no_key: str = ""
-    """Why a column of it cannot be a key; empty: it can."""
 
 
 _INFINITE = "`infinity`, `-infinity`"
-_SEVERAL = "equal values can have different texts"
-_UNORDERED = "PostgreSQL cannot compare its values"
-_UNKNOWN = "whether different values always have different texts is not known"
-_PARTS = "it has parts"
-_FOREIGN = "it is compared by operators of an extension"
 
 SCALARS: Final[dict[str, Scalar]] = {
     "bool": Scalar("boolean", "`t`, `f`", 16),
@@ -62,8 +55,8 @@ SCALARS: Final[dict[str, Scalar]] = {
     "int4": Scalar("int", "decimal digits", 23),
     "int8": Scalar("long", "decimal digits", 20),
     "oid": Scalar("long", "decimal digits", 26),
-    "float4": Scalar("float", "shortest that reads back the same", 700, no_key=_SEVERAL),
-    "float8": Scalar("double", "shortest that reads back the same", 701, no_key=_SEVERAL),
+    "float4": Scalar("float", "shortest that reads back the same", 700),
+    "float8": Scalar("double", "shortest that reads back the same", 701),
     "numeric": Scalar("string", "as stored, with its scale; also `NaN`, `Infinity`, `-Infinity`", 1700),
     "money": Scalar("decimal(19,2)", "`-$1,234.56`", 790),
     "text": Scalar("string", "itself", 25),
@@ -72,7 +65,7 @@ SCALARS: Final[dict[str, Scalar]] = {
     "char": Scalar("string", "one byte, `\\ooo` beyond ASCII", 18),
     "name": Scalar("string", "itself", 19),
     "enum": Scalar("string", "its label"),
-    "citext": Scalar("string", "itself", extension="citext", no_key=_SEVERAL),
+    "citext": Scalar("string", "itself", extension="citext"),
     "bytea": Scalar("binary", "`\\x` and hexadecimal digits", 17),
     "date": Scalar("date", "`2024-01-31`, `0044-03-15 BC`", 1082, beyond=_INFINITE),
     "time": Scalar("time", "`04:05:06.789`", 1083, beyond="`24:00:00`"),
@@ -86,12 +79,11 @@ SCALARS: Final[dict[str, Scalar]] = {
         "`1 year 2 mons -3 days +04:05:06.789`",
         1186,
         beyond=_INFINITE,
-        no_key=_SEVERAL,
     ),
     "uuid": Scalar("uuid", "lower-case hexadecimal digits, grouped 8-4-4-4-12", 2950),
-    "json": Scalar("string", "itself", 114, no_key=_UNORDERED),
-    "jsonb": Scalar("string", "PostgreSQL's normal form", 3802, no_key=_SEVERAL),
-    "xml": Scalar("string", "itself", 142, no_key=_UNORDERED),
+    "json": Scalar("string", "itself", 114),
+    "jsonb": Scalar("string", "PostgreSQL's normal form", 3802),
+    "xml": Scalar("string", "itself", 142),
     "inet": Scalar("string", "`10.0.0.1`, `10.0.0.1/8`", 869),
     "cidr": Scalar("string", "`10.0.0.0/8`", 650),
     "macaddr": Scalar("string", "`08:00:2b:01:02:03`", 829),
@@ -100,18 +92,18 @@ SCALARS: Final[dict[str, Scalar]] = {
     "varbit": Scalar("string", "`0` and `1`", 1562),
     "pg_lsn": Scalar("string", "`16/B374D848`", 3220),
     "xid8": Scalar("string", "decimal digits", 5069),
-    "tsvector": Scalar("string", "`'fat':2 'rat':3`", 3614, no_key=_UNKNOWN),
-    "tsquery": Scalar("string", "`'fat' & 'rat'`", 3615, no_key=_UNKNOWN),
-    "int2vector": Scalar("string", "`1 2 3`", 22, no_key=_UNORDERED),
-    "oidvector": Scalar("string", "`1 2 3`", 30, no_key=_UNKNOWN),
-    "hstore": Scalar("map<string, string>", '`"key"=>"value", "other"=>NULL`', extension="hstore", no_key=_PARTS),
-    "ltree": Scalar("string", "`top.science`", extension="ltree", no_key=_FOREIGN),
-    "vector": Scalar("list<float>", "`[1,2.5,-3e-07]`", extension="vector", no_key=_PARTS),
-    "halfvec": Scalar("list<float>", "`[1,2.5,-3e-07]`", extension="vector", no_key=_PARTS),
-    "sparsevec": Scalar("string", "`{1:1.5,3:2}/5`", extension="vector", no_key=_SEVERAL),
-    "geometry": Scalar("binary", "EWKB in hexadecimal digits", extension="postgis", no_key=_SEVERAL),
-    "geography": Scalar("binary", "EWKB in hexadecimal digits", extension="postgis", no_key=_SEVERAL),
-    "other": Scalar("string", "what PostgreSQL prints", no_key=_UNKNOWN),
+    "tsvector": Scalar("string", "`'fat':2 'rat':3`", 3614),
+    "tsquery": Scalar("string", "`'fat' & 'rat'`", 3615),
+    "int2vector": Scalar("string", "`1 2 3`", 22),
+    "oidvector": Scalar("string", "`1 2 3`", 30),
+    "hstore": Scalar("map<string, string>", '`"key"=>"value", "other"=>NULL`', extension="hstore"),
+    "ltree": Scalar("string", "`top.science`", extension="ltree"),
+    "vector": Scalar("list<float>", "`[1,2.5,-3e-07]`", extension="vector"),
+    "halfvec": Scalar("list<float>", "`[1,2.5,-3e-07]`", extension="vector"),
+    "sparsevec": Scalar("string", "`{1:1.5,3:2}/5`", extension="vector"),
+    "geometry": Scalar("binary", "EWKB in hexadecimal digits", extension="postgis"),
+    "geography": Scalar("binary", "EWKB in hexadecimal digits", extension="postgis"),
+    "other": Scalar("string", "what PostgreSQL prints"),
 }
 """By pg_type.typname; ``enum`` is any enum and ``other`` any base type that is not listed."""
 
@@ -277,16 +269,6 @@ def can_be_beyond(source: PgType, iceberg: IcebergType) -> bool:
 # ------------------------------------------------------------------------------------------------------------------ keys
 
 
-def no_key(column: Column, deterministic: bool = True) -> str:
-    """Why a column cannot be part of a key; empty when it can. ``deterministic``: of its collation."""
-    source = type_of(column)
-    if not isinstance(source, Leaf):
-        return _PARTS
-    if not deterministic:
-        return "its collation is nondeterministic: equal values can have different texts"
-    return SCALARS[source.name].no_key
-
-
 def key_is_ordered(columns: Sequence[Column], bytewise: Collection[str] = ()) -> bool:
     """Whether ``order`` can reproduce PostgreSQL's order of a key of these columns.
 
@@ -303,6 +285,8 @@ def order(relation: Relation) -> Order:
     still tells equal keys from different ones, but its order means nothing to PostgreSQL. Raises ValueError for a text that
     is not of its type.
     """
+    if not relation.key_is_ordered:
+        return lambda key: key
     parts = [_column_order(column, True) or str for column in relation.key_columns]
     if len(parts) == 1:
         only = parts[0]

@@ -565,7 +565,8 @@ def _beyond(value: bytes, iceberg: IcebergType) -> str:
 
 
 def to_text(values: "pa.Array[Any]", column: Column) -> list[str | None]:
-    """The inverse of ``to_arrow`` for types of keys (``types.no_key``): what PostgreSQL prints for each value under ``types.SESSION``."""
+    """The inverse of ``to_arrow`` for types of keys: what PostgreSQL prints for each value under ``types.SESSION``; floats as Python
+    prints them, which PostgreSQL reads back as the same number."""
     print_ = _printer(column)
     return [None if value is None else print_(value) for value in _plain(values)]
 
@@ -582,7 +583,7 @@ def _printer(column: Column) -> Callable[[Any], str]:
     source = type_of(column)
     name = source.name if isinstance(source, Leaf) else ""
     match column.iceberg:
-        case "string" | "int" | "long":
+        case "string" | "int" | "long" | "float" | "double":
             return str
         case "boolean":
             return lambda value: "t" if value else "f"

@@ -14,11 +14,12 @@ from psycopg import sql
 
 from icelake.errors import ValueOutOfContract
 from icelake.model.relation import Column, Relation
+from icelake.model.types import Primitive, parse
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Chunk
 from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.pgoutput import Decoder, RelationMessage
 from icelake.sources.postgres.type_catalog import TypeCatalog
-from icelake.sources.postgres.types import SESSION, iceberg_type, key_is_ordered, leaf, no_key, order
+from icelake.sources.postgres.types import SESSION, iceberg_type, key_is_ordered, leaf, order
 from icelake.sources.postgres.values import to_arrow, to_text
 from icelake.stack.postgres import Postgres
 from tests.unit.sources.postgres.wire import frame
@@ -308,7 +309,7 @@ def test_every_type_by_copy_and_by_pgoutput(server: Postgres) -> None:
         # And back, for what can be a key: PostgreSQL's own text.
         fields = [line.split(b"\t") for line in copied.split(b"\n")[:-1]]
         for at, column in enumerate(columns):
-            if not no_key(column):
+            if isinstance(parse(column.iceberg), Primitive) and column.iceberg not in ("float", "double"):
                 texts = to_text(batch.column(at), column)
                 assert [None if f == b"\\N" else _plain(f) for f in (line[at] for line in fields)] == texts, column
 

@@ -41,6 +41,12 @@ def test_every_refusal_of_a_table_is_an_error(server: Postgres) -> None:
     assert "public.bad" in found(findings, "error")["NO_PRIMARY_KEY"].what
 
 
+def test_append_only_is_said(server: Postgres) -> None:
+    findings = check(server.dsn, ["public.bad"], ["public.bad"])
+    assert found(findings, "error") == {}
+    assert "append-only" in found(findings, "ok")["TABLE"].what
+
+
 def test_a_table_of_another_owner(server: Postgres) -> None:
     with psycopg.connect(server.dsn, autocommit=True) as session:
         session.execute("grant select on good to clerk; alter role clerk replication")

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,9 @@ from tests.unit.sources.postgres.wire import (
 
 ORDERS = relation(100, "orders", [("id", 20), ("note", 25), ("n", 23)], ["id"])
 LINES = relation(50, "lines", [("text", 25), ("line", 23), ("order_id", 20)], ["order_id", "line"])
-TABLES = {table.oid: table for table in (ORDERS, LINES)}
+EVENTS = replace(relation(70, "events", [("n", 23), ("note", 25)], []), identity="full")
+JOURNAL = replace(relation(60, "journal", [("n", 23), ("note", 25)], []), identity="none")
+TABLES = {table.oid: table for table in (ORDERS, LINES, EVENTS, JOURNAL)}
 
 
 def lookup(message: RelationMessage) -> Relation:
@@ -35,9 +38,9 @@ def lookup(message: RelationMessage) -> Relation:
 
 
 def decoder() -> Decoder:
-    """One that knows both tables."""
+    """One that knows all tables."""
     made = Decoder(lookup)
-    made.decode(frame(begin(1), relation_message(ORDERS), relation_message(LINES), commit(1, 2)))
+    made.decode(frame(begin(1), *map(relation_message, TABLES.values()), commit(1, 2)))
     return made
 
 
@@ -123,6 +126,35 @@ def test_a_full_old_row_gives_the_key() -> None:
     )
     assert rows(changes.old_key) == [(9, 3), (8, 3)]
     assert rows(changes.new) == [(None, None, None), ("t", 4, 9)]
+
+
+def test_whole_old_rows_where_nothing_else_names_rows() -> None:
+    (changes,) = (
+        decoder()
+        .decode(
+            frame(
+                begin(5),
+                insert(70, [1, None]),
+                update(70, [2, UNSENT], old=[1, "large"]),
+                update(70, [None, None], old=[None, None]),
+                delete(70, old=[None, ""]),
+                truncate(70),
+                commit(5, 6),
+            )
+        )
+        .changes
+    )
+    assert changes.old is not None
+    assert rows(changes.new) == [(1, None), (2, "large"), (None, None), (None, None), (None, None)]
+    assert rows(changes.old) == [(None, None), (1, "large"), (None, None), (None, ""), (None, None)]
+    assert (changes.op.tolist(), changes.unchanged) == ([INSERT, UPDATE, UPDATE, DELETE, TRUNCATE], {})
+    assert changes.old_key.schema.names == []
+
+
+def test_a_table_whose_rows_nothing_names() -> None:
+    (changes,) = decoder().decode(frame(begin(5), insert(60, [1, None]), truncate(60), insert(60, [None, "a"]), commit(5, 6))).changes
+    assert rows(changes.new) == [(1, None), (None, None), (None, "a")]
+    assert (changes.old, changes.old_key.num_columns) == (None, 0)
 
 
 def test_columns_by_name_whatever_their_order_and_what_else_is_sent() -> None:
@@ -240,6 +272,12 @@ def test_a_relation_message_is_read_whole() -> None:
         ([begin(1), update(100, [1, "a", 1], key=[None, None, None])], "key column"),
         ([begin(1), update(100, [UNSENT, "a", 1])], "key column"),
         ([begin(1), delete(100, key=[UNSENT, None, None])], "key column"),
+        ([begin(1), update(70, [1, "a"])], "row before the change"),
+        ([begin(1), update(70, [1, "a"], key=[1, None])], "row before the change"),
+        ([begin(1), delete(70, key=[1, None])], "row before the change"),
+        ([begin(1), delete(70, old=[1, UNSENT])], "row before the change"),
+        ([begin(1), update(70, [1, UNSENT], old=[1, UNSENT])], "row before the change"),
+        ([begin(1), insert(70, [1, UNSENT])], "not in the message"),
         ([b"S" + bytes(12)], "streaming"),
         ([b"b" + bytes(40)], "streaming"),
         ([b"?"], "no message"),

@@ -23,6 +23,11 @@ create table s.plain (id bigint primary key, "Name" varchar(20) not null, price 
 alter table s.plain drop column gone;
 create table s."odd.name ""x" (b int, a text, v bool, primary key (a, b) include (v));
 create table s.identity_full (id int primary key); alter table s.identity_full replica identity full;
+create table s.full_no_key (id int, name text); alter table s.full_no_key replica identity full;
+create table s.full_deferrable (id int primary key deferrable); alter table s.full_deferrable replica identity full;
+create table s.full_generated (id int primary key, twice int generated always as (id * 2) stored);
+alter table s.full_generated replica identity full;
+create table s.full_virtual (id int, twice int generated always as (id * 2)); alter table s.full_virtual replica identity full;
 create table s.generated (id int primary key, double_id int generated always as (id * 2) stored, lazy int generated always as (id + 1));
 create table s.posix_key (id text collate "POSIX" primary key);
 create table s.wide_number (id numeric primary key, big numeric(50,3));
@@ -31,6 +36,11 @@ create table s.deferrable_key (id int primary key deferrable);
 create table s.identity_nothing (id int primary key); alter table s.identity_nothing replica identity nothing;
 create table s.identity_index (id int primary key, u int not null unique);
 alter table s.identity_index replica identity using index identity_index_u_key;
+create table s.index_order (a int not null, b text not null, c int); create unique index by_b_a on s.index_order (b, a) include (c);
+alter table s.index_order replica identity using index by_b_a;
+create table s.index_gone (id int primary key, u int not null unique);
+alter table s.index_gone replica identity using index index_gone_u_key; alter table s.index_gone drop constraint index_gone_u_key;
+create table s.only_generated (id int generated always as (1) stored primary key);
 create unlogged table s.unlogged (id int primary key);
 create table s.parted (id int primary key) partition by range (id);
 create table s.leaf partition of s.parted for values from (0) to (10);
@@ -110,6 +120,48 @@ def test_full_identity_is_fine_and_generated_columns_are_left_out(session: Conne
     assert [column.name for column in found.columns] == ["id"]
 
 
+@pytest.mark.parametrize(
+    ("name", "identity", "key"),
+    [
+        ("plain", "key", ("id",)),
+        ("identity_full", "key", ("id",)),
+        ("full_no_key", "full", ()),
+        ("full_deferrable", "full", ()),
+        ("identity_index", "key", ("u",)),
+        ("index_order", "key", ("b", "a")),
+        ("float_key", "key", ("id",)),
+        ("bytes_key", "key", ("id",)),
+        ("json_key", "key", ("id",)),
+    ],
+)
+def test_what_names_rows(session: Connection, name: str, identity: str, key: tuple[str, ...]) -> None:
+    found = only(session, name)
+    assert isinstance(found, Relation), found
+    assert (found.identity, found.key) == (identity, key)
+    assert found.key_is_ordered == (key in {("id",), ("u",), ("b", "a")} and name not in {"float_key", "bytes_key", "json_key"})
+
+
+def test_append_only_is_a_choice_whatever_names_rows(session: Connection) -> None:
+    names = ["s.no_key", "s.deferrable_key", "s.identity_nothing", "s.index_gone", "s.full_generated", "s.generated_key", "s.plain"]
+    for name in names:
+        (found,) = describe(session, [name], names)
+        assert isinstance(found, Relation), found
+        assert (found.identity, found.key, found.key_is_ordered) == ("none", (), False)
+        assert describe_oid(session, found.oid, append_only=True) == found
+    for name, code in (("s.unlogged", "NOT_A_PLAIN_TABLE"), ("s.only_generated", "NO_COLUMNS")):
+        (other,) = describe(session, [name], [name])
+        assert isinstance(other, Refusal)
+        assert other.code == code
+
+
+@pytest.mark.parametrize("name", ["no_key", "deferrable_key", "identity_nothing", "index_gone"])
+def test_a_table_whose_rows_nothing_names_is_told_every_way_out(session: Connection, name: str) -> None:
+    found = only(session, name)
+    assert isinstance(found, Refusal)
+    for way in (f'ALTER TABLE "s"."{name}" REPLICA IDENTITY FULL;', f'append_only = true in [tables."s.{name}"]'):
+        assert way in found.fix
+
+
 def test_whether_a_key_is_ordered_goes_by_its_collation(session: Connection) -> None:
     ordered = {}
     for name in ("posix_key", 'odd.name "x', "wide_number"):
@@ -126,7 +178,9 @@ def test_whether_a_key_is_ordered_goes_by_its_collation(session: Connection) -> 
         ("no_key", "NO_PRIMARY_KEY", "no primary key"),
         ("deferrable_key", "DEFERRABLE_PRIMARY_KEY", "deferrable"),
         ("identity_nothing", "REPLICA_IDENTITY", "NOTHING"),
-        ("identity_index", "REPLICA_IDENTITY", "USING INDEX"),
+        ("index_gone", "REPLICA_IDENTITY", "an index that is gone"),
+        ("full_generated", "REPLICA_IDENTITY", "FULL"),
+        ("full_virtual", "REPLICA_IDENTITY", "FULL"),
         ("unlogged", "NOT_A_PLAIN_TABLE", "unlogged"),
         ("parted", "NOT_A_PLAIN_TABLE", "partitioned"),
         ("leaf", "NOT_A_PLAIN_TABLE", "a partition"),
@@ -135,14 +189,11 @@ def test_whether_a_key_is_ordered_goes_by_its_collation(session: Connection) -> 
         ("seen", "NOT_A_PLAIN_TABLE", "a view"),
         ("kept", "NOT_A_PLAIN_TABLE", "materialized"),
         ("counter", "NOT_A_PLAIN_TABLE", "sequence"),
-        ("float_key", "UNSUPPORTED_KEY", "double precision"),
-        ("json_key", "UNSUPPORTED_KEY", "jsonb"),
-        ("array_key", "UNSUPPORTED_KEY", "integer[]) cannot be a key here: it has parts"),
-        ("pair_key", "UNSUPPORTED_KEY", "it has parts"),
-        ("range_key", "UNSUPPORTED_KEY", "it has parts"),
-        ("interval_key", "UNSUPPORTED_KEY", "different texts"),
-        ("loose_key", "UNSUPPORTED_KEY", "nondeterministic"),
-        ("vector_key", "UNSUPPORTED_KEY", "not known"),
+        ("array_key", "UNSUPPORTED_KEY", "several parts"),
+        ("pair_key", "UNSUPPORTED_KEY", "several parts"),
+        ("range_key", "UNSUPPORTED_KEY", "several parts"),
+        ("interval_key", "UNSUPPORTED_KEY", "several parts"),
+        ("vector_key", "UNSUPPORTED_KEY", "several parts"),
         ("generated_key", "GENERATED_KEY", "generated"),
         ("reserved", "RESERVED_COLUMN_NAME", "_row_id"),
         ("absent", "TABLE_NOT_FOUND", "no such table"),
@@ -282,5 +333,5 @@ def test_differences_are_told_by_attnum(session: Connection) -> None:
     assert differences(held, again) == ["column note was dropped", "column note (text) was added"]
     retyped = replace(held, columns=(replace(first, type_oid=23, pg_type="integer"), second, third, fourth))
     assert differences(held, retyped) == ["column id changed its type from bigint to integer"]
-    assert differences(held, replace(held, key=("Name",))) == ["the primary key is now (Name), it was (id)"]
+    assert differences(held, replace(held, key=("Name",))) == ["its changes now name rows by the key (Name), they did by the key (id)"]
     assert differences(held, replace(held, oid=5)) == ["the table was dropped and made again"]
