@@ -32,7 +32,10 @@ class Checks:
         self.row_ids: Births = {}
         self.compared: dict[str, list[int]] = {}
         """Table -> sequence numbers from which on its rows were compared with the source."""
-        self.ids_at: dict[str, tuple[int, frozenset[int] | None]] = {}
+        self.loads: dict[str, list[tuple[int, int]]] = {}
+        """Table that is loaded whole -> (the sequence number its rows came with, the L they were read at), each time it was."""
+        self.ids_at: dict[tuple[str, int], tuple[int, frozenset[int] | None]] = {}
+        """(table, L it was loaded at) -> (position, row ids there)"""
         self.owners: dict[tuple[str, int], tuple[str, int]] = {}
         self.position = 0
         self.epoch = 0
@@ -47,6 +50,11 @@ class Checks:
     def renewed(self) -> None:
         """The source was begun anew: what lies before has no meaning in its log any more."""
         self.position = 0
+
+    def loaded_at(self, metadata: Json, name: str, snapshot_id: int) -> int:
+        """The L that a table that is loaded whole was read at, as of a snapshot."""
+        sequence = next(s["sequence-number"] for s in metadata["snapshots"] if s["snapshot-id"] == snapshot_id)
+        return max((at, lsn) for at, lsn in self.loads[name] if at <= sequence)[1]
 
     # --------------------------------------------------------------------------------------------------- at each step
 
@@ -94,9 +102,14 @@ class Checks:
             raise Broken(f"parked and in the cut: {parked.keys() & tables.keys()}")
         self.cuts += 1
         for change, loaded in zip(changes, after, strict=True):
-            if any(i.held for i in LoadState.parse(loaded.metadata["properties"].get("icelake.load", "[]")).intervals):
+            load = LoadState.parse(loaded.metadata["properties"].get("icelake.load", "[]"))
+            if any(i.held for i in load.intervals):
                 # Which row was which is not known any more: a row that was compared may get another row id.
                 self.compared.setdefault(str(change.id), []).append(loaded.metadata["last-sequence-number"])
+            if len(load.intervals) == 1 and (lsn := load.intervals[0].lsn) is not None:
+                loads = self.loads.setdefault(str(change.id), [])
+                if not loads or loads[-1][1] != lsn:
+                    loads.append((loaded.metadata["last-sequence-number"], lsn))
         if self.rng.random() < 0.25 or self.thorough:
             self.check_cut(tables, position, touched & set(tables))
         for name in touched - set(tables) - {str(self.control)}:
@@ -199,10 +212,8 @@ class Checks:
         contents = self.lake.contents(metadata, snapshot_id, [column.name for column in table.relation.columns])
         wanted: Iterable[Row] = truth.values()
         if table.relation.identity == "none":
-            (interval,) = LoadState.parse(metadata["properties"]["icelake.load"]).intervals
-            assert interval.lsn is not None
             at = self.world.postgres.wal if position is None else position
-            wanted = self.world.postgres.appended(table.name, interval.lsn, at)
+            wanted = self.world.postgres.appended(table.name, self.loaded_at(metadata, table.name, snapshot_id), at)
         # repr tells 0.0 from -0.0.
         found, expected = Counter(repr(row) for row, _ in contents.rows), Counter(map(repr, wanted))
         if found != expected:
@@ -215,10 +226,11 @@ class Checks:
         metadata = self.world.server.load(table.relation.id).metadata
         contents = self.lake.contents(metadata, snapshot_id, [column.name for column in table.relation.columns])
         now = frozenset(row_id for _, row_id in contents.rows)
-        before, known = self.ids_at.get(table.name, (0, None))
+        of = table.name, self.loaded_at(metadata, table.name, snapshot_id)
+        before, known = self.ids_at.get(of, (0, None))
         if position < before:
             return
-        self.ids_at[table.name] = position, now
+        self.ids_at[of] = position, now
         if known is None:
             return
         inserted = sum(

@@ -340,12 +340,11 @@ class Applier:
             self._source.drop_slot(self._slot)
         start = self._source.create_slot(self._slot)
         members = self._source.published(publication)
-        delta, change = self._control.advance(self._marker(start), self._control.cut.commit_time, {}, {})
+        marker = self._marker(start)
+        delta, change = self._control.advance(marker, self._control.cut.commit_time, {}, {})
         changes = [change]
         for table, mirror in mirrors.items():
-            properties = {LOAD: LoadState.suspect().dump(), MEMBERSHIP: members.get(table, mirror.metadata["properties"][MEMBERSHIP])}
-            opened = Table.open(mirror, self._storage, self._clock, self._chance)
-            part = opened.delta().prepare({}, properties)
+            part = self._distrusted(mirror, members.get(table, mirror.metadata["properties"][MEMBERSHIP]), marker)
             changes.append(replace(part, updates=[*part.updates, {"action": "remove-properties", "removals": [PARKED]}]))
             note = Parking.read(mirror.metadata["properties"])
             emptied = self._open_parked(mirror, note).emptied() if note is not None else None
@@ -646,17 +645,27 @@ class Applier:
             raise left_publication(table)
         held = relation_of(self._catalog.load(table).metadata)
         mirror = self._evolve(self._catalog.load(table), relation, replacing=True)
-        delta = Table.open(mirror, self._storage, self._clock, self._chance).delta()
-        state = LoadState.suspect()
-        if (held.oid, held.identity, held.key) != (relation.oid, relation.identity, relation.key) or not relation.key:
-            # Rows are not told apart as they were: there is nothing to compare.
-            delta.truncate()
-            state = LoadState()
-        properties = {LOAD: state.dump(), MEMBERSHIP: member}
+        same = (held.oid, held.identity, held.key) == (relation.oid, relation.identity, relation.key)
         parked = self.parked.get(table)
         heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table)}
-        summary = {} if delta.is_empty else self._marker(self.position).summary()
-        self._unpark(table, delta.prepare(summary, properties), parked.emptied() if parked is not None else None, heads)
+        self._unpark(
+            table,
+            self._distrusted(mirror, member, self._marker(self.position), same=same),
+            parked.emptied() if parked is not None else None,
+            heads,
+        )
+
+    def _distrusted(self, mirror: LoadedTable, member: str, marker: Marker, *, same: bool = True) -> TableChange:
+        """The part of a commit after which no row of a mirror counts as loaded. ``same``: its rows are told apart as they were.
+
+        Rows that no key tells apart cannot be compared one by one: they leave the lake, and are loaded.
+        """
+        table = Table.open(mirror, self._storage, self._clock, self._chance)
+        delta, state = table.delta(), LoadState.suspect()
+        if not same or table.relation.identity != "key":
+            delta.truncate()
+            state = LoadState()
+        return delta.prepare({} if delta.is_empty else marker.summary(), {LOAD: state.dump(), MEMBERSHIP: member})
 
     def _unpark(self, table: TableId, change: TableChange, emptied: TableChange | None, heads: Mapping[str, int]) -> None:
         marker = self._marker(self.position)
@@ -915,7 +924,8 @@ class Applier:
         lower, interval = missing
         try:
             with self._source.read_range(followed.relation, lower, interval.upper, self.settings.range_rows) as read:
-                if interval.held and isinstance(followed, Keyed):
+                if interval.held:
+                    assert isinstance(followed, Keyed)
                     mending = Mending(followed)
                     rows = mending.rows(read.rows)
                     mending.finish(lower, read.upper.bound)

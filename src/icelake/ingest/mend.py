@@ -87,7 +87,5 @@ class Mending:
         order = self._followed.order
         low = None if lower is None else (order(lower[0]), lower[1])
         high = None if upper is None else (order(upper[0]), upper[1])
-        return np.array(
-            [(low is None or (key, 1) > low) and (high is None or (key, 1) <= high) for key in sortable(keys, self._followed.relation)],
-            np.bool_,
-        )
+        rows = sortable(keys, self._followed.relation)
+        return np.array([(low is None or (key, 1) > low) and (high is None or (key, 1) <= high) for key in rows], np.bool_)
