@@ -84,7 +84,9 @@ def as_held(now: Relation, held: Relation) -> Relation:
 
 
 def _as_held(now: Column, held: Column | None) -> Column:
-    if held is None or (held.type_oid, held.typmod, held.source) != (now.type_oid, now.typmod, now.source):
+    if held is None or (held.type_oid, held.typmod) != (now.type_oid, now.typmod):
         return now
-    # The name of a type is how it is told: it may have been renamed, or be found by another path.
-    return replace(now, iceberg=held.iceberg, out_of_range=held.out_of_range, pg_type=held.pg_type)
+    if held.source != now.source and held.iceberg != "string":
+        return now
+    # A type's name may have changed without the type, and what is kept as text does not mind what it is made of.
+    return replace(now, iceberg=held.iceberg, out_of_range=held.out_of_range, pg_type=held.pg_type, source=held.source)

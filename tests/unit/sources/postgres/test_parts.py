@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
@@ -23,7 +24,7 @@ from icelake.sources.postgres.pgoutput import Decoder
 from icelake.sources.postgres.schema import describe
 from icelake.sources.postgres.session import connect
 from icelake.sources.postgres.types import Leaf, dump, iceberg_type, load
-from icelake.sources.postgres.values import to_arrow
+from icelake.sources.postgres.values import Fields, reader, to_arrow
 from icelake.stack.postgres import Postgres
 from tests.unit.sources.postgres.wire import frame
 
@@ -393,6 +394,15 @@ def test_a_composite_altered_while_it_is_followed(pg: psycopg.Connection[Any]) -
             decoder.decode(frame(*[bytes(row[0]) for row in pg.execute(changes)]))
     finally:
         pg.execute("select pg_drop_replication_slot('moved')")
+
+
+def test_more_text_than_offsets_can_count_is_an_error() -> None:
+    # Only fields that overlap can be that large: nothing of them is read.
+    fields = Fields(np.zeros(8, np.uint8), np.zeros(3, np.int32), np.full(3, 2**30, np.int32))
+    fields.buffer.flags.writeable = False
+    for source in ('{"array":"int4"}', TEXT_PAIR, '"hstore"', '"text"'):
+        with pytest.raises(Corrupt, match="more than 2 GiB"):
+            reader(of("x", source))(fields)
 
 
 SOURCES = [
