@@ -10,7 +10,7 @@ from typing import Literal
 
 from icelake.model.relation import Choice, Column, Refusal, Relation
 from icelake.model.types import parse
-from icelake.sources.postgres.types import Leaf, can_be_beyond, key_is_ordered, type_of
+from icelake.sources.postgres.types import Leaf, can_be_beyond, key_is_ordered, same, type_of
 
 OutOfRange = Literal["error", "null", "text"]
 
@@ -86,7 +86,7 @@ def as_held(now: Relation, held: Relation) -> Relation:
 def _as_held(now: Column, held: Column | None) -> Column:
     if held is None or (held.type_oid, held.typmod) != (now.type_oid, now.typmod):
         return now
-    if held.source != now.source and held.iceberg != "string":
+    if not same(type_of(held), type_of(now)) and (held.iceberg != "string" or '"enum"' in held.source):
         return now
     # A type's name may have changed without the type, and what is kept as text does not mind what it is made of.
     return replace(now, iceberg=held.iceberg, out_of_range=held.out_of_range, pg_type=held.pg_type, source=held.source)

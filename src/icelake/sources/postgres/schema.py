@@ -13,7 +13,7 @@ from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.relation import Column, Refusal, Relation
 from icelake.sources.postgres.session import Connection, run
 from icelake.sources.postgres.type_catalog import TypeCatalog
-from icelake.sources.postgres.types import key_is_ordered, no_key
+from icelake.sources.postgres.types import key_is_ordered, no_key, same, type_of
 
 _TABLES = """
 select c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
@@ -203,18 +203,18 @@ def differences(held: Relation, now: Relation | Refusal | None) -> list[str]:
 
 
 def altered_types(held: Relation, now: Relation) -> list[str]:
-    """Which columns are of the type they were, but the type is made of other parts: ALTER TYPE announces nothing in the stream.
+    """Which columns are of the type they were, but the type was altered: ALTER TYPE announces nothing in the stream.
 
-    A column that is kept as text does not mind.
+    A column that is kept as text minds only labels of an enum that were renamed: PostgreSQL prints them anew in rows nobody touched.
     """
     before = {column.attnum: column for column in held.columns}
     return [
         f"the type {new.pg_type} of column {new.name} was altered from {old.source} to {new.source}"
         for new in now.columns
         if (old := before.get(new.attnum)) is not None
-        and old.iceberg != "string"
+        and (old.iceberg != "string" or '"enum"' in old.source)
         and (old.type_oid, old.typmod) == (new.type_oid, new.typmod)
-        and old.source != new.source
+        and not same(type_of(old), type_of(new))
     ]
 
 

@@ -505,12 +505,16 @@ class PgStream:
         return held
 
     def _still_made_of_the_same(self, chunk: Chunk) -> None:
-        """Raises UnsupportedTable if a composite type in the chunk's tables was altered: no relation message tells of that.
+        """Raises UnsupportedTable if a composite type or an enum in the chunk's tables was altered: no relation message tells of that.
 
         An attribute dropped and another added leave as many as there were. Whoever wrote such values altered the type before, so
         looking after they came is soon enough.
         """
-        made = {c.relation.oid: c.relation for c in chunk.changes if any('"composite"' in column.source for column in c.relation.columns)}
+        made = {
+            change.relation.oid: change.relation
+            for change in chunk.changes
+            if any('"composite"' in column.source or '"enum"' in column.source for column in change.relation.columns)
+        }
         if not made:
             return
         with session(self._dsn, "cannot look up a type") as server:

@@ -452,13 +452,27 @@ def test_ewkb() -> None:
     assert to_arrow(pa.array([point, None]), of("geometry", '"geometry"')).to_pylist() == [bytes.fromhex(point), None]
 
 
-@given(st.sampled_from(SOURCES))
+@given(st.sampled_from([*SOURCES, '{"enum":[[7,"sad"],[8,"o\\"k"]]}', '{"array":{"enum":[]}}']))
 def test_a_type_is_its_text(source: str) -> None:
     assert dump(load(source)) == source
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", '"nothing"', "{}", '{"array":"x"}', '{"composite":[]}', '{"composite":[["a"]]}', "[]", "1", '"numeric(1)"']
+    "text",
+    [
+        "",
+        "x",
+        '"nothing"',
+        "{}",
+        '{"array":"x"}',
+        '{"composite":[]}',
+        '{"composite":[["a"]]}',
+        "[]",
+        "1",
+        '"numeric(1)"',
+        '"enum"',
+        '{"enum":[1]}',
+    ],
 )
 def test_what_is_no_type(text: str) -> None:
     with pytest.raises(ValueError, match="not a PostgreSQL type"):
