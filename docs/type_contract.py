@@ -60,7 +60,7 @@ TAIL = """
 - With `out_of_range = "null"` the innermost part that does not fit becomes null: the column's value, the element, the attribute, the bound
   (which then looks like none: choose `"text"` where that matters).
 - A composite's attributes are known by their number, as columns are. `ALTER TYPE ... ADD`, `DROP` or `RENAME ATTRIBUTE` is a change of the
-  table's shape.
+  table's shape. So is `ALTER TYPE ... RENAME VALUE` of an enum: PostgreSQL prints the new label in rows it sends no change of.
 
 ## Numbers
 

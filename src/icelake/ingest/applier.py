@@ -55,7 +55,7 @@ from icelake.ports import (
     TableChange,
 )
 from icelake.sources.postgres.choices import as_held
-from icelake.sources.postgres.schema import only_grew
+from icelake.sources.postgres.schema import altered_types, only_grew
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import IndexFiles
 from icelake.tables.schema import evolve, iceberg_schema, relation_of, table_properties
@@ -485,6 +485,14 @@ class Applier:
                 table=str(relation.id),
             )
         relation = as_held(relation, table.relation, resuming=resuming)
+        if resuming and (altered := altered_types(table.relation, relation)):
+            raise UnsupportedTable(
+                "RESUME_NEEDS_RELOAD",
+                f"changes of {relation.id} that were kept cannot be replayed",
+                f"{'; '.join(altered)}: rows that nobody touched read otherwise now",
+                f"`icelake resume {relation.id} --reload` compares the table with the source instead",
+                table=str(relation.id),
+            )
         if resuming or only_grew(table.relation, relation):
             # Marks first: of a table whose rows were rewritten, what rows from before have is not known any more.
             check_member(table, member)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from icelake.model.relation import Choice, Column, Refusal, Relation
 from icelake.model.types import parse
-from icelake.sources.postgres.types import Leaf, can_be_beyond, key_is_ordered, type_of
+from icelake.sources.postgres.types import Leaf, can_be_beyond, key_is_ordered, same, type_of
 
 OutOfRange = Literal["error", "null", "text"]
 
@@ -87,8 +87,11 @@ def as_held(now: Relation, held: Relation, *, resuming: bool = False) -> Relatio
 
 
 def _as_held(now: Column, held: Column | None, resuming: bool) -> Column:
-    if held is None or (held.type_oid, held.typmod, held.source) != (now.type_oid, now.typmod, now.source):
+    if held is None or (held.type_oid, held.typmod) != (now.type_oid, now.typmod):
+        return now
+    if not same(type_of(held), type_of(now)) and (held.iceberg != "string" or '"enum"' in held.source):
         return now
     nulls = resuming and now.out_of_range == "null" and now.iceberg == held.iceberg
-    # The name of a type is how it is told: it may have been renamed, or be found by another path.
-    return replace(now, iceberg=held.iceberg, out_of_range="null" if nulls else held.out_of_range, pg_type=held.pg_type)
+    policy = "null" if nulls else held.out_of_range
+    # A type's name may have changed without the type, and what is kept as text does not mind what it is made of.
+    return replace(now, iceberg=held.iceberg, out_of_range=policy, pg_type=held.pg_type, source=held.source)

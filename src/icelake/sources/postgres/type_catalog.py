@@ -1,8 +1,9 @@
 """pg_type read into trees: what each type of the described columns is made of, in one query for all tables.
 
 Promises: a tree is enough to read a value's text, and differs whenever that text is put together differently (an attribute added,
-dropped or renamed, another element type). A type of an extension is known by its name and its extension, whatever its OID; what is
-not known is text. Source: PostgreSQL documentation, chapter 53 (pg_type, pg_attribute, pg_range, pg_depend).
+dropped or renamed, another element type, an enum's label renamed). A type of an extension is known by its name and its extension,
+whatever its OID; what is not known is text.
+Source: PostgreSQL documentation, chapter 53 (pg_type, pg_attribute, pg_range, pg_enum, pg_depend).
 """
 
 from collections.abc import Collection
@@ -43,6 +44,9 @@ select t.oid, t.typname, t.typtype::text, t.typdelim::text, t.typbasetype, t.typ
        case when t.typtype = 'c' then
            (select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod) order by a.attnum)
             from pg_catalog.pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped) end,
+       case when t.typtype = 'e' then
+           (select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(l.oid::int8, l.enumlabel) order by l.oid)
+            from pg_catalog.pg_enum l where l.enumtypid = t.oid) end,
        e.extname
 from wanted w
 join pg_catalog.pg_type t on t.oid = w.oid
@@ -67,6 +71,7 @@ class _Row:
     element: int
     bound: int | None
     attributes: list[tuple[int, str, int, int]] | None
+    labels: list[tuple[int, str]] | None
     extension: str | None
 
 
@@ -97,7 +102,7 @@ class TypeCatalog:
             case "d":
                 return self._tree(row.base, row.typmod, depth + 1)
             case "e":
-                return Leaf("enum")
+                return Leaf("enum", labels=tuple((label_oid, label) for label_oid, label in row.labels or ()))
             case "c" if row.attributes:
                 return Composite(tuple((attnum, name, self._tree(kind, mod, depth + 1)) for attnum, name, kind, mod in row.attributes))
             case "r" if row.bound:

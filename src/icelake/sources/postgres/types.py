@@ -120,6 +120,8 @@ class Leaf:
 
     name: str
     declared: tuple[int, int] | None = None
+    labels: tuple[tuple[int, str], ...] = ()
+    """(pg_enum.oid, label) of an enum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class MultirangeOf:
 
 
 PgType = Leaf | ArrayOf | Composite | RangeOf | MultirangeOf
-"""What the text of a value is made of. A domain is what it is over; there are no OIDs, which differ between equal types."""
+"""What the text of a value is made of. A domain is what it is over; types have no OIDs here, which differ between equal ones."""
 
 _NUMERIC = re.compile(r"numeric\((\d+),(-?\d+)\)")
 
@@ -159,6 +161,8 @@ def dump(source: PgType) -> str:
 
 def _written(source: PgType) -> Any:
     match source:
+        case Leaf("enum", _, labels):
+            return {"enum": labels}
         case Leaf(name, declared):
             return name if declared is None else f"{name}({declared[0]},{declared[1]})"
         case ArrayOf(element, delimiter):
@@ -186,8 +190,10 @@ def _read(value: Any) -> PgType:
             declared = _NUMERIC.fullmatch(value)
             if declared is not None:
                 return Leaf("numeric", (int(declared[1]), int(declared[2])))
-            if value in SCALARS:
+            if value in SCALARS and value != "enum":
                 return Leaf(value)
+        case {"enum": [*labels]}:
+            return Leaf("enum", labels=tuple((oid, label) for oid, label in labels))
         case {"array": element}:
             return ArrayOf(_read(element), value.get("by", ","))
         case {"composite": [_, *_] as attributes}:
@@ -197,6 +203,22 @@ def _read(value: Any) -> PgType:
         case {"multirange": bound}:
             return MultirangeOf(_read(bound))
     raise ValueError(f"not a type: {value!r}")
+
+
+def same(held: PgType, now: PgType) -> bool:
+    """Whether what was read as ``held`` still reads so: a type may have got no other parts, but an enum may have got labels."""
+    match held, now:
+        case Leaf("enum", _, old), Leaf("enum", _, new):
+            return set(old) <= set(new)
+        case ArrayOf(old_element, old_by), ArrayOf(new_element, new_by):
+            return old_by == new_by and same(old_element, new_element)
+        case Composite(old_parts), Composite(new_parts):
+            return [part[:2] for part in old_parts] == [part[:2] for part in new_parts] and all(
+                same(old_part[2], new_part[2]) for old_part, new_part in zip(old_parts, new_parts, strict=True)
+            )
+        case (RangeOf(old_bound), RangeOf(new_bound)) | (MultirangeOf(old_bound), MultirangeOf(new_bound)):
+            return same(old_bound, new_bound)
+    return held == now
 
 
 def type_of(column: Column) -> PgType:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
@@ -23,7 +24,7 @@ from icelake.sources.postgres.pgoutput import Decoder
 from icelake.sources.postgres.schema import describe
 from icelake.sources.postgres.session import connect
 from icelake.sources.postgres.types import Leaf, dump, iceberg_type, load
-from icelake.sources.postgres.values import to_arrow
+from icelake.sources.postgres.values import Fields, reader, to_arrow
 from icelake.stack.postgres import Postgres
 from tests.unit.sources.postgres.wire import frame
 
@@ -395,6 +396,15 @@ def test_a_composite_altered_while_it_is_followed(pg: psycopg.Connection[Any]) -
         pg.execute("select pg_drop_replication_slot('moved')")
 
 
+def test_more_text_than_offsets_can_count_is_an_error() -> None:
+    # Only fields that overlap can be that large: nothing of them is read.
+    fields = Fields(np.zeros(8, np.uint8), np.zeros(3, np.int32), np.full(3, 2**30, np.int32))
+    fields.buffer.flags.writeable = False
+    for source in ('{"array":"int4"}', TEXT_PAIR, '"hstore"', '"text"'):
+        with pytest.raises(Corrupt, match="more than 2 GiB"):
+            reader(of("x", source))(fields)
+
+
 SOURCES = [
     '{"array":"text"}', '{"array":"int4"}', '{"array":"other","by":";"}', TEXT_PAIR, '{"array":' + TEXT_PAIR + "}", '{"range":"int4"}',
     '{"range":"text"}', '{"array":{"range":"date"}}', '{"multirange":"int4"}', '{"multirange":"text"}', '"hstore"', '"vector"',
@@ -442,13 +452,27 @@ def test_ewkb() -> None:
     assert to_arrow(pa.array([point, None]), of("geometry", '"geometry"')).to_pylist() == [bytes.fromhex(point), None]
 
 
-@given(st.sampled_from(SOURCES))
+@given(st.sampled_from([*SOURCES, '{"enum":[[7,"sad"],[8,"o\\"k"]]}', '{"array":{"enum":[]}}']))
 def test_a_type_is_its_text(source: str) -> None:
     assert dump(load(source)) == source
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", '"nothing"', "{}", '{"array":"x"}', '{"composite":[]}', '{"composite":[["a"]]}', "[]", "1", '"numeric(1)"']
+    "text",
+    [
+        "",
+        "x",
+        '"nothing"',
+        "{}",
+        '{"array":"x"}',
+        '{"composite":[]}',
+        '{"composite":[["a"]]}',
+        "[]",
+        "1",
+        '"numeric(1)"',
+        '"enum"',
+        '{"enum":[1]}',
+    ],
 )
 def test_what_is_no_type(text: str) -> None:
     with pytest.raises(ValueError, match="not a PostgreSQL type"):

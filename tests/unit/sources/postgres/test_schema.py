@@ -1,5 +1,6 @@
 """Which tables of a real server can be mirrored, and in which words the others are refused."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from psycopg import sql
 
 from icelake.model.relation import Column, Refusal, Relation
 from icelake.sources.postgres import schema, type_catalog
+from icelake.sources.postgres.choices import as_held
 from icelake.sources.postgres.copy_text import decode_copy
 from icelake.sources.postgres.schema import describe, describe_oid, differences
 from icelake.sources.postgres.server import PostgresSource, range_query
@@ -211,10 +213,12 @@ def test_every_type_is_known_by_what_it_is_made_of(session: Connection) -> None:
     typed, made = only(session, "typed"), only(session, "made")
     assert isinstance(typed, Relation)
     assert isinstance(made, Relation)
+    mood = re.search(r'\{"enum":\[\[\d+,"sad"\],\[\d+,"ok"\]\]\}', "".join(c.source for c in typed.columns))
+    assert mood is not None
     assert {c.name: (c.source, c.iceberg) for c in typed.columns} == {
         "id": ("", "int"),
         "p": ('"int4"', "int"),
-        "m": ('"enum"', "string"),
+        "m": (mood[0], "string"),
         "tags": ('{"array":"text"}', "list<string>"),
         "span": ('{"range":"int4"}', "struct<lower: int, upper: int, bounds: string>"),
         "stay": ("", "struct<months: int, days: int, micros: long>"),
@@ -225,7 +229,7 @@ def test_every_type_is_known_by_what_it_is_made_of(session: Connection) -> None:
         "p": (pair, "struct<a: int, b: string>"),
         "ps": ('{"array":' + pair + "}", "list<struct<a: int, b: string>>"),
         "n": ('"other"', "string"),
-        "r": ('{"composite":[[1,"x","enum"],[2,"y",{"array":"numeric(5,1)"}]]}', "struct<x: string, y: list<decimal(5,1)>>"),
+        "r": ('{"composite":[[1,"x",' + mood[0] + '],[2,"y",{"array":"numeric(5,1)"}]]}', "struct<x: string, y: list<decimal(5,1)>>"),
         "wide": ('{"array":"numeric(50,3)"}', "list<string>"),
         "one": ('"other"', "string"),
         "two": ("", "string"),
@@ -276,6 +280,29 @@ def test_a_type_that_was_altered_is_another(server: Postgres, session: Connectio
         owner.execute("alter type s.changing add attribute b text")
         # The same names and types again, but another attribute: values written before have none.
         assert differences(held, describe_oid(session, held.oid))
+
+
+def test_labels_of_an_enum_may_be_added_but_not_renamed(server: Postgres, session: Connection) -> None:
+    with psycopg.connect(server.dsn, autocommit=True) as owner:
+        owner.execute("create type s.size as enum ('small', 'large'); create type s.sized as (of s.size)")
+        owner.execute("create table s.sizes (id int primary key, one s.size, many s.sized[])")
+        held = only(session, "sizes")
+        assert isinstance(held, Relation)
+        session.rollback()
+        owner.execute("alter type s.size add value 'medium' before 'large'")
+        now = describe_oid(session, held.oid)
+        session.rollback()
+        assert isinstance(now, Relation)
+        assert differences(held, now) == []
+        assert as_held(now, held) == held
+        owner.execute("alter type s.size rename value 'small' to 'tiny'")
+        now = describe_oid(session, held.oid)
+        assert isinstance(now, Relation)
+        assert [difference[:30] for difference in differences(held, now)] == [
+            "the type s.size of column one ",
+            "the type s.sized[] of column m",
+        ]
+        assert as_held(now, held) != held
 
 
 def test_the_number_of_queries_does_not_grow_with_the_tables(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
