@@ -355,8 +355,9 @@ def _timestamp(duckdb_type: str, latest: str, show: Callable[[str], str]) -> tup
         f"CASE {{0}} WHEN {duckdb_type} 'infinity' THEN '9223372036854.775807' "
         f"WHEN {duckdb_type} '-infinity' THEN '-9223372036854.775807' ELSE {_seconds('epoch_us({0})')} END"
     )
-    shaped = Form("extract(epoch FROM {0})::text".format, lake.format, text=True, plain=True, show=show)
-    return shaped, f"(NOT isfinite({{0}}) OR {{0}} > {latest})".format
+    # PostgreSQL rounds what it cannot count from 1970 in 64 bits, and already the very last of what it can.
+    source = f"CASE WHEN {{0}} = {latest} THEN '9223372036854.775807' ELSE extract(epoch FROM {{0}})::text END"
+    return Form(source.format, lake.format, text=True, plain=True, show=show), f"(NOT isfinite({{0}}) OR {{0}} > {latest})".format
 
 
 _TEXT = Form()
