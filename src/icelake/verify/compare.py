@@ -161,23 +161,25 @@ class Comparison:
         """The sampled keys' rows are fetched from both sides, and compared here."""
         sides = self._connection.execute("SELECT k, side FROM sampled").fetchall()
         # Of a value only its hash is needed, of a key what a report can show, and of rows that are alike how many there are.
-        wanted = [f"left(t{n}, {SHOWN + 1})" for n in range(self._keys)] + [f"md5(t{n})" for n in range(len(self._pairs))]
-        fetch = f"SELECT k, count(*), {', '.join(wanted)} FROM ({{}}) WHERE k IN (SELECT k FROM sampled) GROUP BY ALL"
+        fetch = (
+            f"SELECT k, count(*), any_value(list_transform(texts[:{self._keys}], lambda t: left(t, {SHOWN + 1}))), "
+            "any_value(list_transform(texts, lambda t: md5(t))) FROM ({}) WHERE k IN (SELECT k FROM sampled) GROUP BY k, h"
+        )
         source: defaultdict[int, Counter[Values]] = defaultdict(Counter)
         lake: defaultdict[int, Counter[Values]] = defaultdict(Counter)
         for part in self._each_batch("columns", fetch.format(self._hashed("batch"))):
-            for key, count, *values in part:
-                source[key][tuple(values)] += count
-        for key, count, *values in self._lake("columns", fetch.format(self._hashed(None))):
-            lake[key][tuple(values)] += count
+            for key, count, shown, hashes in part:
+                source[key][tuple(shown + hashes)] += count
+        for key, count, shown, hashes in self._lake("columns", fetch.format(self._hashed(None))):
+            lake[key][tuple(shown + hashes)] += count
         out: list[tuple[str, Values, Sample]] = []
         for key, side in sides:
             here, there = source[key] - lake[key], lake[key] - source[key]
             if (side != "lake" and not here) or (side != "source" and not there):
                 raise self._unsteady()
             columns = self._unlike(next(iter(here)), next(iter(there))) if side == "both" else ()
-            shown = next(iter(here or there))[: self._keys]
-            out.append((side, shown, Sample(self._shown(shown), side, columns)))
+            named = next(iter(here or there))[: self._keys]
+            out.append((side, named, Sample(self._shown(named), side, columns)))
         out.sort(key=lambda one: (one[0], [(value is None, value or "") for value in one[1]]))
         return [sample for _, _, sample in out]
 
@@ -205,7 +207,7 @@ class Comparison:
     # ---------------------------------------------------------------------------------------------------------- reading
 
     def _hashed(self, source: str | None) -> str:
-        """SQL: k (the key's hash), h (the row's hash) and t0, t1, ... (canonical texts) of a source batch, or of the lake (None)."""
+        """SQL: k (the key's hash), h (the row's hash) and the list of its canonical texts of a source batch, or of the lake (None)."""
         if source is not None:
             texts = [f"c{number}" for number in range(len(self._pairs))]
             item = source
@@ -215,7 +217,8 @@ class Comparison:
             item = f"{self._scan()} AS lake({places})"
         columns = ", ".join(f"{text} AS t{number}" for number, text in enumerate(texts))
         hashes = f"md5_number({_encoded(self._keys)}) AS k, md5_number({_encoded(len(texts))}) AS h"
-        return f"SELECT {hashes}, * FROM (SELECT {columns} FROM {item})"
+        listed = ", ".join(f"t{number}" for number in range(len(texts)))
+        return f"SELECT {hashes}, [{listed}] AS texts FROM (SELECT {columns} FROM {item})"
 
     def _each_batch(self, phase: Phase, query: str) -> Iterator[list[tuple[Any, ...]]]:
         """The query's rows for each batch of the source, which it knows as ``batch``."""
@@ -252,7 +255,10 @@ class Comparison:
     def _failed(self, error: duckdb.Error) -> Corrupt | Refused:
         if isinstance(error, duckdb.OutOfMemoryException):
             return Refused(
-                "VERIFY_NO_SPACE", f"{self._name} needs more memory or scratch space", str(error), "free space in the scratch folder"
+                "VERIFY_NO_SPACE",
+                f"{self._name} needs more memory or scratch space",
+                str(error),
+                "free space in the scratch folder; a single large value needs memory",
             )
         return Corrupt(
             "VERIFY_LAKE_UNREADABLE", f"{self._name} cannot be read", str(error), "`icelake doctor`; a file may be damaged or gone"

@@ -8,6 +8,7 @@ table without a key has no other name than all its values.
 Fails with ProjectError (no such table), Unreachable (wait and run it again), Refused, Corrupt.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +44,7 @@ def verify(
     report: Report | None = None,
     samples: int = 20,
     scratch: Path | None = None,
-    memory_limit: str = "256MB",
+    memory_limit: str = "1GB",
     snapshot_wait: float = 60.0,
 ) -> Json:
     """Compare the named mirrors (``schema.name``, or a name only one has; none: all) with their source tables.
@@ -52,13 +53,16 @@ def verify(
     "problems", "samples": [{"key", "side": "source"|"lake"|"both", "columns"}]}], "skipped": [{"name", "why"}], "held": {"pid",
     "seconds"}}``. ``samples`` limits the samples of each side, not the counts. ``held``: the backend that kept the source's old
     row versions alive, and for how long. A table in ``skipped`` was not compared, and then ``equal`` is false.
+    ``memory_limit``: what DuckDB may take; it holds a value of the lake several times over, so one of 100 MB needs it all.
     ``snapshot_wait``: seconds the source's running transactions may take to end. ``scratch``: where DuckDB may spill (a folder of
     its own is made in it and removed).
     """
     wanted = _choose(tables, sorted(mirrors(catalog), key=str))
     with (
         tempfile.TemporaryDirectory(prefix="icelake-verify-", dir=scratch) as folder,
-        closing(connect(locations(catalog, wanted), memory_limit=memory_limit, scratch=Path(folder))) as connection,
+        closing(
+            connect(locations(catalog, wanted), memory_limit=memory_limit, scratch=Path(folder), threads=_threads(catalog, wanted))
+        ) as connection,
         SourceSnapshot(dsn) as source,
     ):
         # It would be drawn on stdout, where the report goes.
@@ -114,6 +118,12 @@ def _choose(names: Sequence[str], known: Sequence[TableId]) -> list[TableId]:
             )
         chosen += [table for table in found if table not in chosen]
     return chosen
+
+
+def _threads(catalog: CatalogReader, tables: Sequence[TableId]) -> int:
+    """As many as DuckDB has memory for: each thread keeps vectors of 2,048 values for every column, about 100 kB."""
+    widest = max((len(schema["fields"]) for table in tables for schema in catalog.load(table).metadata["schemas"]), default=1)
+    return max(1, min(os.cpu_count() or 1, 2000 // max(1, widest)))
 
 
 def _check(cut: CutTables, source: SourceSnapshot) -> None:

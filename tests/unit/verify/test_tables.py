@@ -281,7 +281,7 @@ def test_as_many_columns_as_a_table_can_have(pair) -> None:
 
 
 def test_large_values_are_compared_whole(pair) -> None:
-    size = 20_000_000
+    size = 5_000_000
     pair.sql("CREATE TABLE t (id int PRIMARY KEY, b bytea, v text)")
     pair.sql(f"INSERT INTO t VALUES (1, decode(repeat('ab', {size}), 'hex'), repeat('x', {size}))")
     types = {"id": "int", "b": "binary", "v": "string"}
