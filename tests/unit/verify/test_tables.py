@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +19,9 @@ from icelake.verify.source import SourceSnapshot
 T = TableId("public", "t")
 
 
-def mirror(pair: Any, rows: list[dict[str, Any]], types: dict[str, str], key: tuple[str, ...], name: str = "t", **claims: Any) -> None:
+def mirror(
+    pair: Any, rows: Sequence[Mapping[str, Any]], types: dict[str, str], key: tuple[str, ...], name: str = "t", **claims: Any
+) -> None:
     """A mirror of ``types``' columns with these rows, made from the catalogs and by hand. ``claims``: what icelake.relation says else."""
     found = pair.connection.execute(
         "SELECT attrelid, attname, attnum, atttypid, atttypmod, format_type(atttypid, atttypmod), NOT attnotnull FROM pg_attribute "
@@ -31,7 +34,7 @@ def mirror(pair: Any, rows: list[dict[str, Any]], types: dict[str, str], key: tu
         if column in types
     )
     relation = Relation(found[0][0], "public", name, columns, key or (columns[0].name,))
-    pair.put(f"public.{name}", pa.Table.from_pylist(rows, schema=arrow_schema(columns)), relation)
+    pair.put(f"public.{name}", pa.Table.from_pylist([dict(row) for row in rows], schema=arrow_schema(columns)), relation)
     if not key:
         claims = {"identity": "full", "key": [], **claims}
     if claims:
