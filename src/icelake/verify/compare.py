@@ -9,7 +9,7 @@ rows of one key are found on either side. Last, for the sampled keys, the column
 Never calls a table equal that it has not read whole on both sides. Fails with what reading either side fails with.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,16 +19,19 @@ import duckdb
 import pyarrow as pa
 
 from icelake.errors import Corrupt, Refused
-from icelake.verify.canonical import Form
+from icelake.verify.canonical import Form, quoted
 
 BUCKETS = 1024
 """A power of two: DuckDB divides 128-bit numbers bit by bit, and masks them at once."""
+
+SHOWN = 1000
+"""Characters of a key's canonical text that a report shows at most."""
 
 Rows = Callable[[Sequence[str]], Iterator[pa.Table]]
 """All rows of the source: batches with string columns c0, c1, ... for these PostgreSQL expressions. Called once a reading."""
 Phase = Literal["source", "lake", "find", "columns"]
 Values = tuple[str | None, ...]
-"""A row's canonical texts."""
+"""A row: the canonical texts of its key, as far as they are shown, and a hash of each column's."""
 Tick = Callable[[Phase, int], None]
 """Told often: what is being done and how many source rows it has seen."""
 
@@ -41,6 +44,8 @@ class Pair:
     place: int
     form: Form
     key: bool
+    column: str
+    """Its name in the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,31 +160,41 @@ class Comparison:
     def _samples(self) -> list[Sample]:
         """The sampled keys' rows are fetched from both sides, and compared here."""
         sides = self._connection.execute("SELECT k, side FROM sampled").fetchall()
-        fetch = f"SELECT k, {', '.join(f't{n}' for n in range(len(self._pairs)))} FROM ({{}}) WHERE k IN (SELECT k FROM sampled)"
-        source: dict[int, list[Values]] = {}
-        lake: dict[int, list[Values]] = {}
+        # Of a value only its hash is needed, of a key what a report can show, and of rows that are alike how many there are.
+        fetch = (
+            f"SELECT k, count(*), any_value(list_transform(texts[:{self._keys}], lambda t: left(t, {SHOWN + 1}))), "
+            "any_value(list_transform(texts, lambda t: md5(t))) FROM ({}) WHERE k IN (SELECT k FROM sampled) GROUP BY k, h"
+        )
+        source: defaultdict[int, Counter[Values]] = defaultdict(Counter)
+        lake: defaultdict[int, Counter[Values]] = defaultdict(Counter)
         for part in self._each_batch("columns", fetch.format(self._hashed("batch"))):
-            for key, *values in part:
-                source.setdefault(key, []).append(tuple(values))
-        for key, *values in self._lake("columns", fetch.format(self._hashed(None))):
-            lake.setdefault(key, []).append(tuple(values))
+            for key, count, shown, hashes in part:
+                source[key][tuple(shown + hashes)] += count
+        for key, count, shown, hashes in self._lake("columns", fetch.format(self._hashed(None))):
+            lake[key][tuple(shown + hashes)] += count
         out: list[tuple[str, Values, Sample]] = []
         for key, side in sides:
-            rows = source.get(key, []), lake.get(key, [])
-            here, there = Counter(rows[0]) - Counter(rows[1]), Counter(rows[1]) - Counter(rows[0])
+            here, there = source[key] - lake[key], lake[key] - source[key]
             if (side != "lake" and not here) or (side != "source" and not there):
                 raise self._unsteady()
             columns = self._unlike(next(iter(here)), next(iter(there))) if side == "both" else ()
-            shown = next(iter(here or there))[: self._keys]
-            out.append((side, shown, Sample(self._shown(shown), side, columns)))
+            named = next(iter(here or there))[: self._keys]
+            out.append((side, named, Sample(self._shown(named), side, columns)))
         out.sort(key=lambda one: (one[0], [(value is None, value or "") for value in one[1]]))
         return [sample for _, _, sample in out]
 
     def _unlike(self, here: Values, there: Values) -> tuple[str, ...]:
-        return tuple(pair.name for pair, a, b in zip(self._pairs, here, there, strict=True) if a != b)
+        hashes = zip(self._pairs, here[self._keys :], there[self._keys :], strict=True)
+        return tuple(pair.name for pair, a, b in hashes if a != b)
 
     def _shown(self, key: Values) -> dict[str, str | None]:
-        return {pair.name: None if text is None else pair.form.show(text) for pair, text in zip(self._pairs, key, strict=False)}
+        shown: dict[str, str | None] = {}
+        for pair, text in zip(self._pairs, key, strict=False):
+            if text is None or len(text) <= SHOWN:
+                shown[pair.name] = None if text is None else pair.form.show(text)
+            else:
+                shown[pair.name] = f"{text[:SHOWN]}…"
+        return shown
 
     def _unsteady(self) -> Corrupt:
         return Corrupt(
@@ -192,23 +207,24 @@ class Comparison:
     # ---------------------------------------------------------------------------------------------------------- reading
 
     def _hashed(self, source: str | None) -> str:
-        """SQL: k (the key's hash), h (the row's hash) and t0, t1, ... (canonical texts) of a source batch, or of the lake (None)."""
+        """SQL: k (the key's hash), h (the row's hash) and the list of its canonical texts of a source batch, or of the lake (None)."""
         if source is not None:
-            texts = [pair.form.text.format(f"c{number}") for number, pair in enumerate(self._pairs)]
+            texts = [f"c{number}" for number in range(len(self._pairs))]
             item = source
         else:
-            texts = [pair.form.lake.format(f"l{pair.place}") for pair in self._pairs]
+            texts = [pair.form.lake(f"l{pair.place}") for pair in self._pairs]
             places = ", ".join(f"l{place}" for place in range(1 + max(pair.place for pair in self._pairs)))
             item = f"{self._scan()} AS lake({places})"
         columns = ", ".join(f"{text} AS t{number}" for number, text in enumerate(texts))
         hashes = f"md5_number({_encoded(self._keys)}) AS k, md5_number({_encoded(len(texts))}) AS h"
-        return f"SELECT {hashes}, * FROM (SELECT {columns} FROM {item})"
+        listed = ", ".join(f"t{number}" for number in range(len(texts)))
+        return f"SELECT {hashes}, [{listed}] AS texts FROM (SELECT {columns} FROM {item})"
 
     def _each_batch(self, phase: Phase, query: str) -> Iterator[list[tuple[Any, ...]]]:
         """The query's rows for each batch of the source, which it knows as ``batch``."""
         self._seen = 0
         self._tick(phase, 0)
-        for batch in self._rows([pair.form.source.format(_quoted(pair.name)) for pair in self._pairs]):
+        for batch in self._rows([pair.form.source(quoted(pair.column)) for pair in self._pairs]):
             self._connection.register("batch", batch)
             try:
                 rows = self._connection.execute(query).fetchall()
@@ -239,7 +255,10 @@ class Comparison:
     def _failed(self, error: duckdb.Error) -> Corrupt | Refused:
         if isinstance(error, duckdb.OutOfMemoryException):
             return Refused(
-                "VERIFY_NO_SPACE", f"{self._name} needs more memory or scratch space", str(error), "free space in the scratch folder"
+                "VERIFY_NO_SPACE",
+                f"{self._name} needs more memory or scratch space",
+                str(error),
+                "free space in the scratch folder; a single large value needs memory",
             )
         return Corrupt(
             "VERIFY_LAKE_UNREADABLE", f"{self._name} cannot be read", str(error), "`icelake doctor`; a file may be damaged or gone"
@@ -258,9 +277,9 @@ def _sums(hashed: str) -> str:
 
 
 def _encoded(columns: int) -> str:
-    """SQL: t0, t1, ... as one text. Lengths come first, so different values never give the same text."""
-    return "concat(" + ", ".join(f"CASE WHEN t{n} IS NULL THEN 'n' ELSE strlen(t{n}) || ':' || t{n} END" for n in range(columns)) + ")"
+    """SQL: t0, t1, ... as one text. All lengths come first, so different values never give the same text.
 
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    As few expressions a column as may be: DuckDB keeps a vector for each, and a table may have 1,600 columns.
+    """
+    texts = [f"t{n}" for n in range(columns)]
+    return f"concat(CAST([{', '.join(f'strlen({text})' for text in texts)}] AS VARCHAR), {', '.join(texts)})"

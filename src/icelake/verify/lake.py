@@ -15,10 +15,12 @@ from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.marker import CUT, SOURCE, Cut, Marker
 from icelake.model.parking import SPOOL_OF
 from icelake.model.relation import TableId
+from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType
 from icelake.ports import CatalogReader, Json
 
 RELATION = "icelake.relation"
-"""Table property of a mirror: its source relation as JSON. Only the names of the columns are looked at."""
+"""Table property of a mirror: its source relation as JSON. Read are the OID, identity and key, and each column's field id, name,
+attnum and policy; what type a column has, the schema says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,27 @@ class CutTables:
 
 
 @dataclass(frozen=True, slots=True)
+class LakeColumn:
+    name: str
+    type: IcebergType
+    attnum: int | None = None
+    """The source's column it mirrors; None: the table does not say."""
+    nulls: bool = False
+    """Whether values its type cannot hold are NULL in it, by policy."""
+
+
+@dataclass(frozen=True, slots=True)
 class LakeTable:
-    """One mirror at one snapshot. ``columns``: (name, Iceberg type) in the schema's order."""
+    """One mirror at one snapshot, with what it says about itself. ``columns``: in the schema's order."""
 
     id: TableId
     snapshot: int
-    columns: tuple[tuple[str, str], ...]
-    problems: tuple[str, ...]
+    columns: tuple[LakeColumn, ...]
+    key: tuple[str, ...] | None
+    """The columns that name a row, in order; None: the mirror claims no key, its rows are a multiset."""
+    oid: int = 0
+    """pg_class.oid of the table it mirrors."""
+    problems: tuple[str, ...] = ()
 
 
 def mirrors(catalog: CatalogReader) -> dict[TableId, str | None]:
@@ -80,22 +96,45 @@ def describe(catalog: CatalogReader, table: TableId, snapshot: int) -> LakeTable
         )
     schema_id = held.get("schema-id", metadata["current-schema-id"])
     fields: list[Json] = next(schema["fields"] for schema in metadata["schemas"] if schema["schema-id"] == schema_id)
-    columns = tuple((field["name"], field["type"] if isinstance(field["type"], str) else field["type"]["type"]) for field in fields)
+    try:
+        relation = json.loads(metadata["properties"][RELATION])
+        listed: dict[int, Json] = {column["field-id"]: column for column in relation["columns"]}
+        columns = []
+        for field in fields:
+            entry = listed.get(field["id"], {})
+            columns.append(LakeColumn(field["name"], _type(field["type"]), entry.get("attnum"), entry.get("out-of-range") == "null"))
+        claimed = tuple(relation["key"]) if relation["identity"] == "key" else None
+        oid = int(relation["oid"])
+        names = {column["name"] for column in relation["columns"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(
+            "VERIFY_RELATION_CORRUPT",
+            f"{table} does not say which columns it mirrors",
+            f"its property {RELATION} cannot be read ({type(error).__name__}: {error})",
+            "find out who changed the table; then load the tables again into a new lake",
+        ) from error
     problems = []
+    # The property describes the newest schema only.
     if schema_id == metadata["current-schema-id"]:
-        try:
-            listed = {column["name"] for column in json.loads(metadata["properties"][RELATION])["columns"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise Corrupt(
-                "VERIFY_RELATION_CORRUPT",
-                f"{table} does not say which columns it mirrors",
-                f"its property {RELATION} cannot be read ({type(error).__name__}: {error})",
-                "find out who changed the table; then load the tables again into a new lake",
-            ) from error
-        names = {name for name, _ in columns}
-        problems += [f"column {name} stands in {RELATION} but not in the schema" for name in sorted(listed - names)]
-        problems += [f"column {name} stands in the schema but not in {RELATION}" for name in sorted(names - listed)]
-    return LakeTable(table, snapshot, columns, tuple(problems))
+        there = {column.name for column in columns}
+        problems += [f"column {name} stands in {RELATION} but not in the schema" for name in sorted(names - there)]
+        problems += [f"column {name} stands in the schema but not in {RELATION}" for name in sorted(there - names)]
+    return LakeTable(table, snapshot, tuple(columns), claimed, oid, tuple(problems))
+
+
+def _type(written: str | Json) -> IcebergType:
+    """A type as a schema writes it (Iceberg spec, Appendix C)."""
+    if isinstance(written, str):
+        return Primitive(written.replace(" ", ""))
+    match written["type"]:
+        case "list":
+            return ListType(_type(written["element"]))
+        case "map":
+            return MapType(_type(written["key"]), _type(written["value"]))
+        case "struct":
+            return StructType(tuple((field["name"], _type(field["type"])) for field in written["fields"]))
+        case other:
+            raise ValueError(f"no type is called {other!r}")
 
 
 def scan(catalog: CatalogReader, table: LakeTable) -> str:
@@ -111,7 +150,7 @@ def locations(catalog: CatalogReader, tables: Sequence[TableId]) -> list[str]:
 
 def check_columns(table: LakeTable, read: Sequence[str]) -> None:
     """DuckDB must show the columns the schema names, in its order. Raises Corrupt."""
-    names = [name for name, _ in table.columns]
+    names = [column.name for column in table.columns]
     if [name.casefold() for name in read] != [name.casefold() for name in names]:
         raise Corrupt(
             "VERIFY_LAKE_UNREADABLE",

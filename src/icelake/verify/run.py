@@ -3,15 +3,17 @@
 Promises: ``equal`` is true only if every mirror asked for was read whole on both sides, at one LSN, over all columns, and no row
 differs; whatever could not be compared is named and makes it false. The source keeps writing meanwhile. Memory is bounded
 (DuckDB's limit and a few batches), disk is used only for rows that may differ. Never writes to the source or to a table.
-Values are not reported, only keys and the names of columns: a report may be shown to people who must not see the rows.
+Values are not reported, only keys and the names of columns: a report may be shown to people who must not see the rows. A row of a
+table without a key has no other name than all its values.
 Fails with ProjectError (no such table), Unreachable (wait and run it again), Refused, Corrupt.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import duckdb
@@ -42,7 +44,7 @@ def verify(
     report: Report | None = None,
     samples: int = 20,
     scratch: Path | None = None,
-    memory_limit: str = "256MB",
+    memory_limit: str = "1GB",
     snapshot_wait: float = 60.0,
 ) -> Json:
     """Compare the named mirrors (``schema.name``, or a name only one has; none: all) with their source tables.
@@ -51,13 +53,16 @@ def verify(
     "problems", "samples": [{"key", "side": "source"|"lake"|"both", "columns"}]}], "skipped": [{"name", "why"}], "held": {"pid",
     "seconds"}}``. ``samples`` limits the samples of each side, not the counts. ``held``: the backend that kept the source's old
     row versions alive, and for how long. A table in ``skipped`` was not compared, and then ``equal`` is false.
+    ``memory_limit``: what DuckDB may take; it holds a value of the lake several times over, so one of 100 MB needs it all.
     ``snapshot_wait``: seconds the source's running transactions may take to end. ``scratch``: where DuckDB may spill (a folder of
     its own is made in it and removed).
     """
     wanted = _choose(tables, sorted(mirrors(catalog), key=str))
     with (
         tempfile.TemporaryDirectory(prefix="icelake-verify-", dir=scratch) as folder,
-        closing(connect(locations(catalog, wanted), memory_limit=memory_limit, scratch=Path(folder))) as connection,
+        closing(
+            connect(locations(catalog, wanted), memory_limit=memory_limit, scratch=Path(folder), threads=_threads(catalog, wanted))
+        ) as connection,
         SourceSnapshot(dsn) as source,
     ):
         # It would be drawn on stdout, where the report goes.
@@ -115,6 +120,12 @@ def _choose(names: Sequence[str], known: Sequence[TableId]) -> list[TableId]:
     return chosen
 
 
+def _threads(catalog: CatalogReader, tables: Sequence[TableId]) -> int:
+    """As many as DuckDB has memory for: each thread keeps vectors of 2,048 values for every column, about 100 kB."""
+    widest = max((len(schema["fields"]) for table in tables for schema in catalog.load(table).metadata["schemas"]), default=1)
+    return max(1, min(os.cpu_count() or 1, 2000 // max(1, widest)))
+
+
 def _check(cut: CutTables, source: SourceSnapshot) -> None:
     if cut.cut.lsn > source.lsn:
         raise Refused(
@@ -157,6 +168,7 @@ def _compare(
     if there is None:
         rows = _count(connection, scan(catalog, lake))
         return _result(lake, Difference(0, rows, extra=rows), [*problems, "the source has no such table"])
+    problems += there.problems
     check_columns(lake, [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {scan(catalog, lake)}").fetchall()])
     pairs, unlike = pair(there, lake)
     problems += unlike
@@ -175,30 +187,50 @@ def _compare(
 
 
 def pair(source: SourceTable, lake: LakeTable) -> tuple[list[Pair], list[str]]:
-    """The columns to compare, keys first, and what is unlike on the two sides. A table without a usable key has its whole row as key.
+    """The columns to compare, keys first, and what is unlike on the two sides. Without a key the whole row is the key.
 
-    A generated column is compared only if the lake has it: PostgreSQL does not publish it otherwise.
+    A column is its attnum, whatever it is called now, as long as the table is the one the mirror was made of; the columns of
+    another table (a dump that was loaded again) are matched by name. A generated column is compared only if the lake has it:
+    PostgreSQL need not publish it.
     """
     problems: list[str] = []
-    places: Mapping[str, int] = {name: place for place, (name, _) in enumerate(lake.columns)}
     by_name = {column.name: column for column in source.columns}
-    problems += [f"column {name} is in the lake but not in the source" for name, _ in lake.columns if name not in by_name]
+    by_attnum = {column.attnum: column for column in source.columns} if source.oid == lake.oid else {}
     found: dict[str, Pair] = {}
-    for column in source.columns:
-        if column.name not in places:
-            if not column.generated:
-                problems.append(f"column {column.name} is in the source but not in the lake")
-            continue
-        iceberg = lake.columns[places[column.name]][1]
-        how = form(column.type_name, column.type_text, iceberg)
-        if how is None:
-            problems.append(f"column {column.name} is {column.type_text} in the source, which {iceberg} in the lake cannot hold truly")
+    seen: set[str] = set()
+    for place, column in enumerate(lake.columns):
+        if by_attnum and column.attnum is not None:
+            there = by_attnum.get(column.attnum)
         else:
-            found[column.name] = Pair(column.name, places[column.name], how, column.name in source.key)
-    if not source.key or any(name not in found for name in source.key):
-        problems.append("no primary key can be compared" if source.key else "the source has no primary key")
-        return [Pair(one.name, one.place, one.form, True) for one in found.values()], problems
-    return [found[name] for name in source.key] + [one for one in found.values() if not one.key], problems
+            there = by_name.get(column.name)
+        if there is None and column.name in by_name:
+            problems.append(f"column {column.name} was dropped in the source and made anew")
+            seen.add(column.name)
+            continue
+        if there is None:
+            problems.append(f"column {column.name} is in the lake but not in the source")
+            continue
+        seen.add(there.name)
+        if there.name != column.name:
+            problems.append(f"column {column.name} of the lake is called {there.name} in the source")
+        how = form(there.type, column.type, column.nulls)
+        if how is None:
+            problems.append(f"column {column.name} is {there.type.text} in the source, which {column.type} in the lake cannot hold truly")
+        else:
+            found[column.name] = Pair(column.name, place, how, lake.key is not None and column.name in lake.key, there.name)
+    problems += [
+        f"column {column.name} is in the source but not in the lake"
+        for column in source.columns
+        if column.name not in seen and not column.generated
+    ]
+    if lake.key is None:
+        return [replace(one, key=True) for one in found.values()], problems
+    if not lake.key or any(name not in found for name in lake.key):
+        return [replace(one, key=True) for one in found.values()], [*problems, "no key can be compared"]
+    keys = [found[name] for name in lake.key]
+    if frozenset(key.column for key in keys) not in source.keys:
+        problems.append(f"nothing in the source keeps ({', '.join(key.column for key in keys)}) unique")
+    return keys + [one for one in found.values() if not one.key], problems
 
 
 def _count(connection: duckdb.DuckDBPyConnection, item: str) -> int:

@@ -25,6 +25,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from icelake.errors import IcelakeError, Refused, Unreachable
 from icelake.model.lsn import parse_lsn
 from icelake.model.relation import TableId
+from icelake.verify.pgtype import PgType, PgTypes
 
 BATCH_BYTES = 4 << 20
 """About how much text becomes one batch. A single larger row comes alone."""
@@ -47,19 +48,30 @@ _SETTINGS = {
 }
 
 _COLUMNS = """
-SELECT a.attname, a.attgenerated <> '', CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN t.typname ELSE '' END,
-       format_type(a.atttypid, a.atttypmod)
-FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+SELECT attname, attnum, attgenerated <> '', atttypid, atttypmod FROM pg_attribute
+WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
-_KEY = """
-SELECT a.attname FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
+_KEYS = """
+SELECT array_agg(a.attname::text) FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-WHERE i.indrelid = %s AND i.indisprimary AND k.place <= i.indnkeyatts ORDER BY k.place
+WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+      AND k.place <= i.indnkeyatts
+GROUP BY i.indexrelid HAVING bool_and(a.attnotnull)
 """
 _FIND = """
-SELECT c.oid, c.relfilenode FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %s AND c.relname = %s AND c.relkind = 'r'
+SELECT c.oid, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
+"""
+# pg_class and pg_inherits are read as of the snapshot, the functions answer for now.
+_LEAVES = """
+WITH RECURSIVE tree (oid) AS (
+    SELECT %(oid)s::oid UNION ALL SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+    WHERE %(partitioned)s AND NOT i.inhdetachpending
+)
+SELECT c.oid, c.oid::regclass::text, c.relkind,
+       c.relfilenode IS NOT DISTINCT FROM pg_relation_filenode(c.oid)
+       AND (NOT %(partitioned)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid)))
+FROM tree JOIN pg_class c USING (oid) WHERE c.relkind <> 'p' ORDER BY c.oid
 """
 _BLOCKERS = """
 SELECT b.pid, a.usename, a.application_name, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)::int
@@ -70,20 +82,23 @@ FROM unnest(pg_blocking_pids(%s)) AS b(pid) LEFT JOIN pg_stat_activity a USING (
 @dataclass(frozen=True, slots=True)
 class SourceColumn:
     name: str
+    attnum: int
     generated: bool
-    type_name: str
-    """pg_type.typname; '' for a type outside pg_catalog."""
-    type_text: str
-    """format_type()'s text."""
+    type: PgType
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
-    """A table as the snapshot's catalogs describe it. ``key``: columns of the primary key in order; empty if it has none."""
+    """A table as the snapshot's catalogs describe it."""
 
     id: TableId
+    oid: int
     columns: tuple[SourceColumn, ...]
-    key: tuple[str, ...]
+    keys: frozenset[frozenset[str]]
+    """The columns of each unique index whose columns are NOT NULL: what may name a row."""
+    leaves: tuple[int, ...] | None = None
+    """The partitions that hold the rows of a partitioned table, by OID; None for a plain table."""
+    problems: tuple[str, ...] = ()
 
 
 class SourceSnapshot:
@@ -93,6 +108,7 @@ class SourceSnapshot:
         self._dsn = dsn
         self._walsender: psycopg.Connection[Any]
         self._reader: psycopg.Connection[Any]
+        self._types: PgTypes
         self.system_id = ""
         self.lsn = 0
         """The consistent point L; known after ``take``."""
@@ -116,6 +132,7 @@ class SourceSnapshot:
             self._reader.close()
             raise
         self.pid = self._reader.info.backend_pid
+        self._types = PgTypes(self._reader)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -144,7 +161,7 @@ class SourceSnapshot:
         return self.lsn
 
     def describe(self, tables: Sequence[TableId]) -> dict[TableId, SourceTable | None]:
-        """Lock the tables against being rewritten, and say what they are in the snapshot; None: there is no such plain table.
+        """Lock the tables against being rewritten, and say what they are in the snapshot; None: there is no such table.
 
         Raises Unreachable if one was truncated, rewritten, altered or dropped since the snapshot was made.
         """
@@ -154,12 +171,17 @@ class SourceSnapshot:
             raise _translate(error) from error
 
     def rows(self, table: SourceTable, expressions: Sequence[str]) -> Iterator[pa.Table]:
-        """All rows of the table in no order: one string column ``c0, c1, ...`` an expression (PostgreSQL; its output text)."""
+        """All rows of the table in no order: one string column ``c0, c1, ...`` an expression (PostgreSQL; its output text).
+
+        Those of its own, not of its children; of a partitioned table those of the partitions it has in the snapshot.
+        """
         where = sql.Identifier(table.id.namespace, table.id.name).as_string(self._reader)
-        select = f"SELECT {', '.join(expressions)} FROM ONLY {where}"
+        # ATTACH PARTITION does not wait for readers, and is not seen through a snapshot; DETACH is.
+        leaves = None if table.leaves is None else ",".join(map(str, table.leaves))
+        item = f"ONLY {where}" if leaves is None else f"{where} WHERE tableoid = ANY ('{{{leaves}}}'::oid[])"
         names = [f"c{number}" for number in range(len(expressions))]
         try:
-            for block in self._copy(f"COPY ({select}) TO STDOUT (FORMAT csv)"):
+            for block in self._copy(f"COPY (SELECT {', '.join(expressions)} FROM {item}) TO STDOUT (FORMAT csv)"):
                 yield _parse(block, names)
         except psycopg.Error as error:
             raise _translate(error) from error
@@ -168,15 +190,29 @@ class SourceSnapshot:
         found = self._reader.execute(_FIND, (table.namespace, table.name)).fetchone()
         if found is None:
             return None
-        oid, filenode = found
-        self._reader.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(sql.Identifier(table.namespace, table.name)))
-        # pg_class is read as of the snapshot, the function answers for now: they differ if it was rewritten in between.
-        now = self._reader.execute("SELECT pg_relation_filenode(%s)", (oid,)).fetchone()
-        if now is None or now[0] != filenode:
-            raise _changed(f"{table} was truncated or rewritten")
-        columns = tuple(SourceColumn(*row) for row in self._reader.execute(_COLUMNS, (oid,)))
-        key = tuple(row[0] for row in self._reader.execute(_KEY, (oid,)))
-        return SourceTable(table, columns, key)
+        oid, kind = found
+        partitioned = kind == "p"
+        name = sql.Identifier(table.namespace, table.name)
+        # With its partitions, but without the tables that inherit from a plain one.
+        self._reader.execute(sql.SQL("LOCK TABLE {} {} IN ACCESS SHARE MODE").format(sql.SQL("" if partitioned else "ONLY"), name))
+        named = self._reader.execute("SELECT to_regclass(%s)::oid", (name.as_string(self._reader),)).fetchone()
+        if named is None or named[0] != oid:
+            raise _changed(f"{table} is another table now")
+        leaves = self._reader.execute(_LEAVES, {"oid": oid, "partitioned": partitioned}).fetchall()
+        for _, leaf, leaf_kind, same in leaves:
+            if leaf_kind == "r" and not same:
+                raise _changed(f"{leaf} was truncated, rewritten or detached")
+        return SourceTable(
+            table,
+            oid,
+            tuple(
+                SourceColumn(column, attnum, generated, self._types.read(type_oid, typmod))
+                for column, attnum, generated, type_oid, typmod in self._reader.execute(_COLUMNS, (oid,)).fetchall()
+            ),
+            frozenset(frozenset(row[0]) for row in self._reader.execute(_KEYS, (oid,))),
+            tuple(leaf[0] for leaf in leaves) if partitioned else None,
+            tuple(f"the partition {leaf} is a foreign table: no snapshot holds its rows" for _, leaf, kind, _ in leaves if kind == "f"),
+        )
 
     def _connect(self, **options: str) -> psycopg.Connection[Any]:
         try:

@@ -37,7 +37,7 @@ def arrow(rows: Sequence[Row], columns: int) -> pa.Table:
 def compare(
     engine: duckdb.DuckDBPyConnection, source: Sequence[Row], lake: Sequence[Row], columns: int, keys: int = 1, samples: int = 100
 ) -> Difference:
-    pairs = [Pair(f"column {n}", n, Form(), n < keys) for n in range(columns)]
+    pairs = [Pair(f"column {n}", n, Form(), n < keys, f"column {n}") for n in range(columns)]
     engine.register("lake_rows", arrow(lake, columns))
 
     def batches(expressions: Sequence[str]) -> Iterator[pa.Table]:
@@ -121,7 +121,7 @@ def test_samples_are_limited_and_counts_are_not(engine: duckdb.DuckDBPyConnectio
 def test_a_side_that_changes_between_two_readings_is_an_error(engine: duckdb.DuckDBPyConnection) -> None:
     engine.register("lake_rows", arrow([("1", "a")], 2))
     readings = iter([[("1", "b")], [("1", "a")], [("1", "a")]])
-    pairs = [Pair("k", 0, Form(), True), Pair("v", 1, Form(), False)]
+    pairs = [Pair("k", 0, Form(), True, "k"), Pair("v", 1, Form(), False, "v")]
     comparison = Comparison(
         engine, "t", pairs, lambda _: iter([arrow(next(readings), 2)]), lambda: "lake_rows", lambda phase, rows: None, 5
     )
@@ -133,7 +133,7 @@ def test_a_side_that_changes_between_two_readings_is_an_error(engine: duckdb.Duc
 
 
 def test_a_lake_that_cannot_be_read_is_an_error(engine: duckdb.DuckDBPyConnection) -> None:
-    pairs = [Pair("k", 0, Form(), True)]
+    pairs = [Pair("k", 0, Form(), True, "k")]
     comparison = Comparison(engine, "t", pairs, lambda _: iter([]), lambda: "read_parquet('/nowhere.parquet')", lambda phase, rows: None, 5)
     with pytest.raises(Corrupt, match="VERIFY_LAKE_UNREADABLE"):
         comparison.run()
@@ -148,7 +148,7 @@ def test_more_than_memory_is_compared(tmp_path: Path) -> None:
             keys = [f"{n:020d}" * 8 for n in range(start, start + 20_000)]
             yield pa.table({"c0": pa.array(keys), "c1": pa.array(["a"] * len(keys))})
 
-    pairs = [Pair("k", 0, Form(), True), Pair("v", 1, Form(), False)]
+    pairs = [Pair("k", 0, Form(), True, "k"), Pair("v", 1, Form(), False, "v")]
     scan = f"(SELECT repeat(lpad(i::VARCHAR, 20, '0'), 8) AS k, 'b' AS v FROM range({rows}) x(i))"
     try:
         got = Comparison(connection, "t", pairs, batches, lambda: scan, lambda phase, n: None, 3).run()

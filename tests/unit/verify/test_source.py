@@ -125,13 +125,13 @@ def test_a_table_is_described_as_the_snapshot_has_it(pair) -> None:
         found = source.describe([T, TableId("public", "v"), TableId("public", "nothing")])
         table = found[T]
         assert table is not None
-        assert [(c.name, c.generated, c.type_name, c.type_text) for c in table.columns] == [
-            ("a", False, "int4", "integer"),
-            ("B b", False, "numeric", "numeric(5,2)"),
-            ("g", True, "int4", "integer"),
-            ("m", False, "", "public.mood"),
+        assert [(c.name, c.attnum, c.generated, c.type.name, c.type.text) for c in table.columns] == [
+            ("a", 1, False, "int4", "integer"),
+            ("B b", 3, False, "numeric", "numeric(5,2)"),
+            ("g", 4, True, "int4", "integer"),
+            ("m", 5, False, "", "public.mood"),
         ]
-        assert table.key == ("B b", "a")
+        assert table.keys == {frozenset(("B b", "a"))}
         assert list(found.values())[1:] == [None, None]
 
 
