@@ -1,10 +1,18 @@
-"""What every test may ask for: ``lacking``, so that a component that is absent is a skip here and a failure where it is required."""
+"""What every test may ask for.
+
+``lacking``: a component that is absent is a skip here, and a failure where it is required. ``binaries``: a PostgreSQL; a test that
+asks for it, by itself or through its server, runs on 18 alone, or on every version if it is marked ``every_version`` or
+ICELAKE_FULL is set.
+"""
 
 import os
 from collections.abc import Callable
 from typing import NoReturn
 
 import pytest
+
+from icelake.errors import ProjectError, Unreachable
+from icelake.stack.binaries import VERSIONS, Binaries, Version, find
 
 Lacking = Callable[[str, str], NoReturn]
 
@@ -20,6 +28,21 @@ def lacking() -> Lacking:
         pytest.skip(f"{component}: {why}")
 
     return absent
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "postgres_version" in metafunc.fixturenames:
+        every = os.environ.get("ICELAKE_FULL") or metafunc.definition.get_closest_marker("every_version")
+        metafunc.parametrize("postgres_version", VERSIONS if every else VERSIONS[:1], scope="module", ids=lambda version: f"pg{version}")
+
+
+@pytest.fixture(scope="module")
+def binaries(postgres_version: Version, lacking: Lacking) -> Binaries:
+    """The PostgreSQL this test runs on; its component is called ``postgres14`` and so on."""
+    try:
+        return find(postgres_version)
+    except (ProjectError, Unreachable) as error:
+        lacking(f"postgres{postgres_version}", f"{error.what}: {error.why}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
