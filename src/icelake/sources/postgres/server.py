@@ -21,7 +21,7 @@ from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import RangeEnd, RangeRead
-from icelake.sources.postgres import schema
+from icelake.sources.postgres import releases, schema
 from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.stream import PgStream, slot_in_use
@@ -68,7 +68,12 @@ class PostgresSource:
         with session(self.dsn, "cannot publish the tables") as server:
             there = _published(server, publication)
             missing = [relation for relation in relations if there is None or relation.id not in there]
+            # The lake's slot is called like its publication (model.ident). Without one nothing was missed by anybody.
+            late = there is not None and releases.forgets_late_tables(server.info.server_version) and _slot(server, publication) is not None
             if there is not None and not missing:
+                # It may have been added by a process that did not live to go on from there.
+                if late:
+                    self._remind(server, publication, relations)
                 return
             for relation in missing:
                 schema.must_be(relation, schema.describe_oid(server, relation.oid), "cannot be published")
@@ -96,6 +101,37 @@ class PostgresSource:
                     f"GRANT CREATE ON DATABASE {schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE … OWNER TO {role}; "
                     f"or have the owner run: {statement.as_string(server)};",
                 ) from None
+            if late:
+                self._remind(server, publication, relations)
+
+    def _remind(self, server: Connection, publication: str, relations: Sequence[Relation]) -> None:
+        """Make the walsender see tables that were added, on a server where it may not (``releases.forgets_late_tables``).
+
+        A transaction that wrote to the table before it joined (A) and is decoded after A is decoded with the catalog as of its
+        first change, and what that says, "not published", stays in the walsender's caches: A's own invalidation was executed
+        before. From there on, changes to the table are lost, of any transaction. What such transactions wrote themselves is in
+        the ranges: these are read later, and making their slot waits for every running transaction. So: wait until all that ran
+        at A have ended, which making a slot does, and then have another invalidation sent (B). Whatever is decoded after B began
+        to write after A, sees the table published, and nothing can make the caches forget it. B must be a row of
+        pg_publication_rel: altering the publication's options leaves the list of a table's publications cached as it was.
+        """
+        with session(self.dsn, f"cannot wait for transactions older than publication {publication}", replication=True) as waiting:
+            self._make_slot(waiting, f"icelake_wait_{secrets.token_hex(8)}", "TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
+        name = sql.Identifier(f"icelake_wait_{secrets.token_hex(8)}")
+        owned = next((relation for relation in relations if schema.may_publish(server, relation.oid)), relations[0])
+        try:
+            with server.transaction():
+                run(server, sql.SQL("CREATE PUBLICATION {} FOR TABLE ONLY {}").format(name, _table(owned)))
+                run(server, sql.SQL("DROP PUBLICATION {}").format(name))
+        except psycopg.errors.InsufficientPrivilege as error:
+            version, role = server.info.server_version, schema.quoted(server.info.user)
+            raise Refused(
+                "LATE_TABLE_ON_OLD_RELEASE",
+                f"PostgreSQL {releases.shown(version)} can lose changes to tables that join publication {publication} now",
+                f"the server must be reminded of them by a publication made and dropped, and {error.diag.message_primary}",
+                f"update to PostgreSQL {releases.forgets_late_tables(version)} or later; or GRANT CREATE ON DATABASE "
+                f"{schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE {schema.quoted(owned.schema)}.{schema.quoted(owned.name)} OWNER TO {role};",
+            ) from None
 
     def published(self, publication: str) -> Mapping[TableId, str]:
         with session(self.dsn, "cannot look up the publication") as server:
