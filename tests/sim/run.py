@@ -225,6 +225,8 @@ class Schedule:
             self._stop(self.running[-1])
         elif draw < 0.12 and self.running:
             self._stop(self.running[-1])
+        elif draw < 0.13:
+            world.promote()
 
     def _verify_planned(self) -> bool:
         """A fault is waiting in the conversation with ``verify``: somebody must begin one."""
@@ -296,7 +298,7 @@ class Schedule:
         elif lost_on == "lost":
             slot.lost = "wal_removed"
         elif lost_on == "timeline":
-            postgres.timeline += 1
+            postgres.promote(self.checks.position - 8)
         elif lost_on == "server":
             postgres.system_id += "1"
         else:

@@ -202,7 +202,7 @@ class Applier:
         self._identity = self._source.identify()
         self._slot = slot_name(self.name, self._control.source)
         publication = publication_name(self.name, self._control.source)
-        self._check_identity()
+        switch = self._check_identity()
         first = self._control.marker is None
         if not first:
             self._check_slot()
@@ -223,7 +223,10 @@ class Applier:
         self.followed = {relation.id: self._follow(relation, members[relation.id]) for relation in relations}
         self._check_members(members)
         self._check_foreign()
+        if switch is not None:
+            self._take_timeline(switch)
         self._stream = self._source.stream(self._slot, publication, self.position, [f.relation for f in self.followed.values()])
+        self._must_be_on(self._stream.timeline)
         self._last_commit = self._clock.monotonic() - self.settings.commit_interval
 
     def close(self) -> None:
@@ -280,10 +283,14 @@ class Applier:
             return False
         return bool(self._catalog.load(table).metadata["properties"].get(SOURCE) == self._control.source)
 
-    def _check_identity(self) -> None:
+    def _check_identity(self) -> int | None:
+        """Whether this is the server the lake was made from, or its rightful successor.
+
+        The position at which the lake's timeline was left if a standby was promoted since, else None.
+        """
         marker, now = self._control.marker, self._identity
         if marker is None:
-            return
+            return None
         if marker.system_id != now.system_id:
             raise Refused(
                 "OTHER_SERVER",
@@ -291,6 +298,9 @@ class Applier:
                 f"system identifier {now.system_id}, the lake's is {marker.system_id}",
                 "check the address in icelake.toml",
             )
+        switch = self._source.switched_from(marker.timeline) if marker.timeline != now.timeline else None
+        if marker.timeline != now.timeline and (switch is None or switch < self.position):
+            raise self._new_timeline(self.position, switch)
         if now.flushed is not None and now.flushed < self.position:
             raise Gap(
                 "SOURCE_WENT_BACK",
@@ -298,13 +308,39 @@ class Applier:
                 "the server was restored from a backup or a snapshot: the lake holds transactions it no longer has",
                 "compare with `icelake verify`, then load the tables again into a new lake",
             )
-        if marker.timeline != now.timeline:
-            raise Gap(
-                "NEW_TIMELINE",
-                f"source {self.name!r} is on timeline {now.timeline}; the lake was made on {marker.timeline}",
-                "a standby was promoted: the lake may hold transactions the new primary lost",
-                "compare with `icelake verify`, then load the tables again into a new lake",
+        return switch
+
+    def _take_timeline(self, switch: int) -> None:
+        """Go on from the promoted server: nothing of the lake is newer than what it took over. Recorded before anything else is."""
+        for followed in self.followed.values():
+            newest = followed.load.newest
+            if newest > switch:
+                raise self._new_timeline(newest, switch)
+        self._record(self.position, self._control.cut.commit_time, self._control.cut.tables)
+
+    def _must_be_on(self, timeline: int) -> None:
+        """Every session finds its server by itself, and a standby may take over, or answer beside it, at any moment."""
+        if timeline != self._identity.timeline:
+            raise Unreachable(
+                "SERVER_CHANGED",
+                f"source {self.name!r} answers from timeline {timeline}, a moment ago it was {self._identity.timeline}",
+                "a standby was promoted meanwhile, or the address leads to more than one server",
+                "it is tried again, after a look at where the new timeline left the old",
             )
+
+    def _new_timeline(self, held: int, switch: int | None) -> Gap:
+        assert self._control.marker is not None
+        was, now = self._control.marker.timeline, self._identity.timeline
+        if switch is None:
+            why = f"timeline {now} does not descend from {was}: this is not the standby that took over, or the old primary came back"
+        else:
+            why = f"a standby was promoted that had the log up to {format_lsn(switch)} only; the lake holds it up to {format_lsn(held)}"
+        return Gap(
+            "NEW_TIMELINE",
+            f"source {self.name!r} is on timeline {now}; the lake was made on {was}, and may hold transactions that are lost",
+            why,
+            "compare with `icelake verify`, then load the tables again into a new lake; synchronized_standby_slots (17+) prevents it",
+        )
 
     def _begin_source(self, publication: str, relations: Sequence[Relation]) -> None:
         # The publication comes first: decoding WAL from before a publication existed fails.
@@ -321,7 +357,8 @@ class Applier:
             raise Gap(
                 "SLOT_GONE",
                 f"replication slot {self._slot} does not exist any more",
-                "it was dropped, or the server was restored or replaced: changes since the lake's position may be gone",
+                "it was dropped, the server was restored or replaced, or a standby was promoted that did not have it (before "
+                "PostgreSQL 17 none has): changes since the lake's position may be gone",
                 "load the tables again into a new lake",
             )
         if slot.database != self._identity.database:
@@ -569,8 +606,8 @@ class Applier:
                 self._compact(followed)
         return progress
 
-    def _record(self, position: int, commit_time: int, tables: dict[str, int]) -> None:
-        """The first position of a new source: a cut without tables."""
+    def _record(self, position: int, commit_time: int, tables: Mapping[str, int]) -> None:
+        """A cut in which no table changes: the first position of a new source, or the timeline the source is on now."""
         delta, change = self._control.advance(self._marker(position), commit_time, tables)
         self._storage.flush()
         try:
@@ -640,6 +677,7 @@ class Applier:
         assert missing is not None
         lower, upper = missing
         with self._source.read_range(followed.relation, lower, upper, self.settings.range_rows) as read:
+            self._must_be_on(read.timeline)
             rows = followed.load_rows(read.rows)
             followed.loaded_until(followed.load.loaded(lower, read.upper.bound, read.lsn))
         change = followed.prepare(self._marker(self.position))

@@ -52,6 +52,21 @@ class PostgresSource:
             system_id, timeline, flushed, database = run(server, "IDENTIFY_SYSTEM")[0]
             return SourceIdentity(str(system_id), int(timeline), str(database), server.info.server_version, parse_lsn(str(flushed)))
 
+    def switched_from(self, timeline: int) -> int | None:
+        """See ``ports.Source.switched_from``. PostgreSQL documentation, 54.4 (TIMELINE_HISTORY)."""
+        with session(self.dsn, "cannot read the server's timelines", replication=True) as server:
+            now = int(run(server, "IDENTIFY_SYSTEM")[0][1])
+            if now <= timeline:
+                return None
+            content = run(server, sql.SQL("TIMELINE_HISTORY {}").format(sql.Literal(now)))[0][1]
+        text = content.decode() if isinstance(content, bytes) else str(content)
+        for line in text.splitlines():
+            # parent timeline, where it was left, why
+            parts = line.split("#")[0].split(maxsplit=2)
+            if len(parts) >= 2 and int(parts[0]) == timeline:
+                return parse_lsn(parts[1])
+        return None
+
     def current_lsn(self) -> int:
         """Every commit acknowledged to a client before this call ends before this position (it is flushed)."""
         with session(self.dsn, "cannot ask for the position") as server:
@@ -263,18 +278,19 @@ class PostgresSource:
     def read_range(self, relation: Relation, lower: Bound | None, upper: Bound | None, limit: int) -> "RangeReading":
         return RangeReading(self, relation, lower, upper, limit)
 
-    def exported_snapshot(self, held: ExitStack) -> tuple[int, Connection]:
-        """(consistent point L, a session reading exactly what was committed before L). The session lives as long as ``held``.
+    def exported_snapshot(self, held: ExitStack) -> tuple[int, int, Connection]:
+        """(consistent point L, its timeline, a session reading exactly what was committed before L, which lives as long as ``held``).
 
         The slot and its walsender are given back at once: the snapshot holds what it needs by itself.
         """
         reader = held.enter_context(closing(connect(self.dsn, statement_seconds=0)))
         with session(self.dsn, "cannot take a snapshot", replication=True) as server:
+            timeline = int(run(server, "IDENTIFY_SYSTEM")[0][1])
             name = f"icelake_read_{secrets.token_hex(8)}"
             lsn, snapshot = self._make_slot(server, name, "TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
             run(reader, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             run(reader, sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-        return lsn, reader
+        return lsn, timeline, reader
 
 
 class RangeReading:
@@ -293,11 +309,11 @@ class RangeReading:
     def __enter__(self) -> RangeRead:
         doing = f"cannot read {self._relation.id}"
         try:
-            lsn, reader = self._source.exported_snapshot(self._held)
+            lsn, timeline, reader = self._source.exported_snapshot(self._held)
             self._check(reader)
             end = RangeEnd()
             rows = self._held.enter_context(closing(self._rows(reader, end)))
-            return RangeRead(lsn, rows, end)
+            return RangeRead(lsn, rows, end, timeline)
         except psycopg.Error as error:
             self._held.close()
             raise explain(error, self._source.dsn, doing) from error
