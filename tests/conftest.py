@@ -1,8 +1,8 @@
 """What every test may ask for.
 
 ``lacking``: a component that is absent is a skip here, and a failure where it is required. ``binaries``: a PostgreSQL; a test that
-asks for it, by itself or through its server, runs on 18 alone, or on every version if it is marked ``every_version`` or
-ICELAKE_FULL is set.
+asks for it, by itself or through its server, runs on 18 alone, or on those it is marked with (``every_version``), or on all with
+ICELAKE_FULL.
 """
 
 import os
@@ -15,6 +15,8 @@ from icelake.errors import ProjectError, Unreachable
 from icelake.stack.binaries import VERSIONS, Binaries, Version, find
 
 Lacking = Callable[[str, str], NoReturn]
+
+every_version = pytest.mark.versions(*VERSIONS)
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +34,9 @@ def lacking() -> Lacking:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "postgres_version" in metafunc.fixturenames:
-        every = os.environ.get("ICELAKE_FULL") or metafunc.definition.get_closest_marker("every_version")
-        metafunc.parametrize("postgres_version", VERSIONS if every else VERSIONS[:1], scope="module", ids=lambda version: f"pg{version}")
+        marked = metafunc.definition.get_closest_marker("versions")
+        wanted = VERSIONS if os.environ.get("ICELAKE_FULL") else marked.args if marked else VERSIONS[:1]
+        metafunc.parametrize("postgres_version", wanted, scope="module", ids=lambda version: f"pg{version}")
 
 
 @pytest.fixture(scope="module")

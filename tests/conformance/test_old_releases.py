@@ -16,7 +16,7 @@ from psycopg import sql
 from icelake.errors import ProjectError, Refused, Unreachable
 from icelake.model.relation import Relation
 from icelake.sources.postgres import releases
-from icelake.sources.postgres.doctor import check
+from icelake.sources.postgres.doctor import Question, check
 from icelake.sources.postgres.server import PostgresSource
 from icelake.stack.binaries import from_maven
 from icelake.stack.maven import Locked, locked
@@ -104,13 +104,13 @@ def test_who_may_not_remind_it_is_refused(server: Postgres) -> None:
         clerk.create_slot("owned")
         with pytest.raises(Refused, match="LATE_TABLE_ON_OLD_RELEASE") as caught:
             clerk.publish("owned", relations)
-        session.execute(caught.value.fix.rpartition("; or ")[2])  # type: ignore[arg-type]
+        session.execute(caught.value.fix.rpartition("; or ")[2])
         clerk.publish("owned", relations)
         clerk.drop_slot("owned")
 
 
 def test_the_doctor_names_the_release_that_mends_it(server: Postgres) -> None:
-    (finding,) = (finding for finding in check(server.dsn, []) if finding.code == "OLD_RELEASE")
+    (finding,) = (finding for finding in check(server.dsn, Question([])) if finding.code == "OLD_RELEASE")
     version = int(server.binaries.release.partition(".")[0])
     assert releases.forgets_late_tables(version * 10000 + 99) is None
-    assert {17: "17.6", 14: "14.19"}[version] in finding.fix
+    assert {17: "17.6", 14: "14.19"}[version] in finding.then

@@ -20,6 +20,7 @@ from icelake.sources.postgres.server import PostgresSource, range_query
 from icelake.sources.postgres.stream import PgStream
 from icelake.stack.binaries import Binaries
 from icelake.stack.postgres import Postgres
+from tests.conftest import every_version
 
 SETTINGS = {"fsync": "off", "max_replication_slots": "8", "max_wal_senders": "8", "autovacuum": "off", "max_prepared_transactions": "2"}
 
@@ -122,14 +123,14 @@ def read(source: Source, relation: Relation, lower: Bound | None, upper: Bound |
 # ------------------------------------------------------------------------------------------- server, publication, slot
 
 
-@pytest.mark.every_version
+@every_version
 def test_says_which_server_it_is(shop: Shop, binaries: Binaries) -> None:
     who = shop.source.identify()
     assert who.system_id == str(shop.sql("select system_identifier from pg_control_system()")[0][0])
     assert (who.timeline, who.database, who.version // 10000) == (1, shop.source.name, binaries.major)
 
 
-@pytest.mark.every_version
+@every_version
 def test_publishes_idempotently_and_notices_a_weakened_publication(shop: Shop, binaries: Binaries) -> None:
     shop.sql("create table a (id int primary key)")
     shop.sql('create table "B b" (id int primary key)')
@@ -167,7 +168,7 @@ def test_never_publishes_a_table_whose_updates_would_then_fail(shop: Shop) -> No
         shop.source.publish("p", [a])
 
 
-@pytest.mark.every_version
+@every_version
 def test_makes_keeps_and_drops_a_slot(shop: Shop) -> None:
     assert shop.source.slot(shop.slot) is None
     point = shop.source.create_slot(shop.slot)
@@ -271,7 +272,7 @@ def test_a_server_that_is_not_set_up_for_it(binaries: Binaries) -> None:
 # -------------------------------------------------------------------------------------------------------------- stream
 
 
-@pytest.mark.every_version
+@every_version
 def test_every_kind_of_change(shop: Shop) -> None:
     shop.sql("create table a (id int, part text, v text, big text, primary key (part, id))")
     shop.sql("alter table a alter column big set storage external")
@@ -519,7 +520,7 @@ def test_a_server_that_shuts_down_is_not_held_up_by_what_is_not_confirmed(binari
         stream.close()
 
 
-@pytest.mark.every_version
+@every_version
 def test_a_publication_dropped_meanwhile_loses_nothing_silently(shop: Shop) -> None:
     shop.sql("create table a (id int primary key)")
     (a,), start = shop.followed("public.a")
@@ -578,7 +579,7 @@ def test_a_table_of_another_shape_is_not_followed(shop: Shop, change: str, told:
         read(shop.source, a, None, None, 10)
 
 
-@pytest.mark.every_version
+@every_version
 def test_a_change_of_the_tables_past_is_not_read_as_todays(shop: Shop) -> None:
     shop.sql("create table a (id int primary key, v text)")
     (a,), start = shop.followed("public.a")
@@ -607,7 +608,7 @@ def test_close_is_prompt_while_the_server_is_sending(shop: Shop) -> None:
 # -------------------------------------------------------------------------------------------------------------- ranges
 
 
-@pytest.mark.every_version
+@every_version
 def test_ranges_follow_one_another_in_key_order(shop: Shop) -> None:
     shop.sql('create table a (v text, n int, s text collate "C", primary key (s, n))')
     keys = [(s, n) for s in ("", "a", "a\tb", "a\\", "b\n", "\N{SNOWMAN}", "\\N", "o'clock", '"') for n in range(-3, 4)]
@@ -702,7 +703,7 @@ def test_a_truncation_between_snapshot_and_reading_is_noticed(shop: Shop, monkey
         read(shop.source, a, None, None, 10)
 
 
-@pytest.mark.every_version
+@every_version
 def test_ranges_and_the_stream_filtered_by_their_points_make_the_table(shop: Shop) -> None:
     """The load protocol itself: a streamed change counts for a key from its range's L on, and every change is in one of the two."""
     shop.sql("create table a (id int primary key, v int)")

@@ -37,7 +37,7 @@ def test_two_promotions_while_loading_are_followed_and_recorded_before_anything_
     play.world.promote()
     play.world.promote()
     play._stop(one)
-    assert play._start().applier.start() is None
+    play._start().applier.start()
     assert play.running[-1].applier._control.marker is not None
     assert play.running[-1].applier._control.marker.timeline == 3
     play._come_to_rest()

@@ -32,7 +32,7 @@ _LOCK = Path(__file__).with_name("postgres.lock.toml")
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """An installation: ``root / prefix`` holds ``bin``, ``lib`` and ``share``; ``beside`` are folders of ``root`` it loads libraries from."""
+    """An installation: ``root / prefix`` holds ``bin``, ``lib`` and ``share``; it loads libraries from ``beside``, folders of ``root``."""
 
     release: str
     """As ``SHOW server_version`` gives it."""

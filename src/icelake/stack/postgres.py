@@ -55,7 +55,8 @@ class Postgres:
     """A server for as long as the ``with`` block: ``with Postgres() as server: psycopg.connect(server.dsn)``.
 
     ``folder``: where the data stays for the next time (made if absent); None: a temporary folder, removed at the end.
-    ``version``: which PostgreSQL; one that is not in the wheel is downloaded the first time. ``settings``: server settings, over ``SETTINGS`` (``{"fsync": "off"}`` for quick tests). ``port``: None takes a free one.
+    ``version``: which PostgreSQL; one that is not in the wheel is downloaded the first time.
+    ``settings``: server settings, over ``SETTINGS`` (``{"fsync": "off"}`` for quick tests). ``port``: None takes a free one.
     """
 
     def __init__(

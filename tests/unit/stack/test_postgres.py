@@ -17,6 +17,7 @@ from icelake.errors import ProjectError, Unreachable
 from icelake.stack import postgres
 from icelake.stack.binaries import Binaries, wheel
 from icelake.stack.postgres import Postgres, server_user
+from tests.conftest import every_version
 
 QUICK = {"fsync": "off", "shared_buffers": "8MB"}
 SOURCE = Path(icelake.__file__).parents[1]
@@ -56,7 +57,7 @@ def wait_gone(pids: list[int], folder: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.every_version
+@every_version
 def test_is_a_source_for_logical_replication(server: Postgres) -> None:
     for dsn in (server.dsn, server.dsn_tcp, server.dsn_socket):
         with psycopg.connect(dsn) as connection:
@@ -74,7 +75,7 @@ def test_is_a_source_for_logical_replication(server: Postgres) -> None:
     }
 
 
-@pytest.mark.every_version
+@every_version
 def test_password_is_required(server: Postgres) -> None:
     for dsn in (server.dsn_tcp, server.dsn_socket):
         for wrong in ("", "guess"):
@@ -82,7 +83,7 @@ def test_password_is_required(server: Postgres) -> None:
                 psycopg.connect(dsn.replace(server.password, wrong), passfile="/nonexistent").close()
 
 
-@pytest.mark.every_version
+@every_version
 def test_password_is_on_no_command_line_and_in_no_file(server: Postgres) -> None:
     for pid in [server.pid, *descendants(os.getpid())]:
         assert server.password.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -91,7 +92,7 @@ def test_password_is_on_no_command_line_and_in_no_file(server: Postgres) -> None
             assert server.password.encode() not in file.read_bytes(), file
 
 
-@pytest.mark.every_version
+@every_version
 def test_runs_as_nobody_special_in_folders_of_its_own(server: Postgres) -> None:
     expected = server_user()[0] if os.geteuid() == 0 else os.geteuid()
     uids = Path(f"/proc/{server.pid}/status").read_text().split("Uid:")[1].split("\n")[0].split()
@@ -262,7 +263,7 @@ def test_runs_for_an_ordinary_user() -> None:
         wait_gone([pid], folder)
 
 
-@pytest.mark.every_version
+@every_version
 def test_a_standby_follows_and_is_promoted(server: Postgres) -> None:
     with psycopg.connect(server.dsn, autocommit=True) as primary:
         primary.execute("CREATE TABLE t AS SELECT 1 AS n")

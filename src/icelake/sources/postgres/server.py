@@ -81,10 +81,11 @@ class PostgresSource:
     def publish(self, publication: str, relations: Sequence[Relation]) -> None:
         """See ``ports.Source.publish``. Raises Refused NOT_TABLE_OWNER / PUBLICATION_CHANGED, UnsupportedTable."""
         with session(self.dsn, "cannot publish the tables") as server:
-            there = _published(server, publication)
+            there = published(server, publication)
             missing = [relation for relation in relations if there is None or relation.id not in there]
             # The lake's slot is called like its publication (model.ident). Without one nothing was missed by anybody.
-            late = there is not None and releases.forgets_late_tables(server.info.server_version) and _slot(server, publication) is not None
+            forgets = releases.forgets_late_tables(server.info.server_version) is not None
+            late = forgets and there is not None and slot_state(server, publication) is not None
             if there is not None and not missing:
                 # It may have been added by a process that did not live to go on from there.
                 if late:
@@ -104,7 +105,7 @@ class PostgresSource:
                 run(server, statement)
             except psycopg.errors.DuplicateObject:
                 # Somebody was faster with the same: what matters is what is there now.
-                now = _published(server, publication)
+                now = published(server, publication)
                 if now is None or not {relation.id for relation in relations} <= now.keys():
                     raise
             except psycopg.errors.InsufficientPrivilege as error:
@@ -140,17 +141,18 @@ class PostgresSource:
                 run(server, sql.SQL("DROP PUBLICATION {}").format(name))
         except psycopg.errors.InsufficientPrivilege as error:
             version, role = server.info.server_version, schema.quoted(server.info.user)
+            table = f"{schema.quoted(owned.schema)}.{schema.quoted(owned.name)}"
             raise Refused(
                 "LATE_TABLE_ON_OLD_RELEASE",
                 f"PostgreSQL {releases.shown(version)} can lose changes to tables that join publication {publication} now",
                 f"the server must be reminded of them by a publication made and dropped, and {error.diag.message_primary}",
-                f"update to PostgreSQL {releases.forgets_late_tables(version)} or later; or GRANT CREATE ON DATABASE "
-                f"{schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE {schema.quoted(owned.schema)}.{schema.quoted(owned.name)} OWNER TO {role};",
+                f"update to PostgreSQL {releases.forgets_late_tables(version)} or later; or "
+                f"GRANT CREATE ON DATABASE {schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE {table} OWNER TO {role};",
             ) from None
 
     def published(self, publication: str) -> Mapping[TableId, str]:
         with session(self.dsn, "cannot look up the publication") as server:
-            there = _published(server, publication)
+            there = published(server, publication)
         if there is None:
             raise Refused(
                 "PUBLICATION_CHANGED",
@@ -164,7 +166,7 @@ class PostgresSource:
 
     def slot(self, name: str) -> SlotState | None:
         with session(self.dsn, "cannot look up the slot") as server:
-            return _slot(server, name)
+            return slot_state(server, name)
 
     def create_slot(self, name: str) -> int:
         """See ``ports.Source.create_slot``. Raises Refused SLOT_EXISTS / WAL_LEVEL / NO_REPLICATION_PRIVILEGE and Unreachable
@@ -413,7 +415,7 @@ def _single(lower: Bound | None, upper: Bound | None) -> bool:
     return lower is not None and upper is not None and lower[0] == upper[0]
 
 
-def _published(server: Connection, publication: str) -> dict[TableId, str] | None:
+def published(server: Connection, publication: str) -> dict[TableId, str] | None:
     """Its tables, each with its mark (``model.membership``); None if there is no such publication.
 
     Raises Refused if it does not send every change whole.
@@ -464,7 +466,7 @@ def _published(server: Connection, publication: str) -> dict[TableId, str] | Non
     return {TableId(str(row[0]), str(row[1])): str(Membership(f"{row[2]}.{row[3]}", str(row[4]), str(row[5]))) for row in rows}
 
 
-def _slot(server: Connection, name: str) -> SlotState | None:
+def slot_state(server: Connection, name: str) -> SlotState | None:
     found = run(
         server,
         """
