@@ -25,7 +25,7 @@ from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.ingest.control import snapshot_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
 from icelake.model.lsn import format_lsn, parse_lsn
-from icelake.model.marker import LOAD, LSN, SOURCE, Cut
+from icelake.model.marker import LOAD, LSN, SLOT, SOURCE, Cut
 from icelake.model.parking import Parking
 from icelake.model.relation import Refusal, Relation, TableId
 from icelake.observe.clock import SystemChance, SystemClock
@@ -34,7 +34,7 @@ from icelake.observe.faults import FaultPoint, fault_point, plant
 from icelake.ports import Json, LoadedTable
 from icelake.project import Project, SourceSettings, load_project
 from icelake.sources.postgres.choices import choose
-from icelake.sources.postgres.doctor import check
+from icelake.sources.postgres.doctor import Question, check
 from icelake.sources.postgres.server import PostgresSource
 from icelake.storage.local import LocalStorage
 from icelake.tables.expire import Policy
@@ -523,15 +523,21 @@ class Lakehouse:
 
     # ------------------------------------------------------------------------------------------------ doctor
 
-    def doctor(self) -> list[Json]:
-        """What is missing or unsafe, with the statement that mends it."""
+    def doctor(self, deep: bool = False) -> list[Json]:
+        """What is missing or unsafe, with the statement that mends it. ``deep``: the tables' values, too."""
         findings: list[Json] = []
         for settings in self.project.sources.values():
-            findings.extend(
-                {"source": settings.name, **asdict(finding)}
-                for finding in check(settings.dsn.reveal(), settings.tables, self._append_only())
-            )
+            asked = Question(settings.tables, self._slot_of(settings.name), deep, append_only=self._append_only())
+            findings.extend({"source": settings.name, **asdict(finding)} for finding in check(settings.dsn.reveal(), asked))
         return findings
+
+    def _slot_of(self, source: str) -> str | None:
+        """The replication slot the lake follows the source by; None before it has one."""
+        try:
+            snapshot = snapshot_of(self._catalog.load(control_table(source)).metadata)
+        except NoSuchTable:
+            return None
+        return None if snapshot is None else snapshot["summary"].get(SLOT)
 
 
 def _make(folder: Path) -> None:

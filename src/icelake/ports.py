@@ -120,6 +120,11 @@ class Stream(Protocol):
     """A running START_REPLICATION (protocol version 1: whole transactions in commit order). Not thread-safe for its caller."""
 
     @property
+    def timeline(self) -> int:
+        """The timeline the server was on when the stream began."""
+        ...
+
+    @property
     def buffered(self) -> int:
         """Bytes received and not taken yet (bounded; the server waits when it is full). Like the next two, it may grow at any time."""
         ...
@@ -173,6 +178,8 @@ class RangeRead:
     lsn: int
     rows: Iterator[pa.RecordBatch]
     upper: "RangeEnd"
+    timeline: int
+    """The timeline ``lsn`` is on."""
 
 
 @dataclass(slots=True)
@@ -192,6 +199,13 @@ class Source(Protocol):
     """A PostgreSQL database that changes can be read from."""
 
     def identify(self) -> SourceIdentity: ...
+
+    def switched_from(self, timeline: int) -> int | None:
+        """The LSN at which the server's history left that timeline (everything that ends before or at it is in both).
+
+        None: the server's timeline does not descend from it.
+        """
+        ...
 
     def describe(self, tables: Sequence[str]) -> Sequence[Relation | Refusal]:
         """What the named tables (``schema.name``; ``schema.*`` for all of a schema) are *now*, by pg_attribute."""

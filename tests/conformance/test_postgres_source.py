@@ -19,14 +19,16 @@ from icelake.model.relation import Refusal, Relation, TableId
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Chunk, Source, Stream
 from icelake.sources.postgres.server import PostgresSource, range_query
 from icelake.sources.postgres.stream import PgStream
+from icelake.stack.binaries import Binaries
 from icelake.stack.postgres import Postgres
+from tests.conftest import every_version
 
 SETTINGS = {"fsync": "off", "max_replication_slots": "8", "max_wal_senders": "8", "autovacuum": "off", "max_prepared_transactions": "2"}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with Postgres(settings=SETTINGS) as running:
+def server(binaries: Binaries) -> Iterator[Postgres]:
+    with Postgres(version=binaries, settings=SETTINGS) as running:
         yield running
 
 
@@ -122,13 +124,15 @@ def read(source: Source, relation: Relation, lower: Bound | None, upper: Bound |
 # ------------------------------------------------------------------------------------------- server, publication, slot
 
 
-def test_says_which_server_it_is(shop: Shop) -> None:
+@every_version
+def test_says_which_server_it_is(shop: Shop, binaries: Binaries) -> None:
     who = shop.source.identify()
     assert who.system_id == str(shop.sql("select system_identifier from pg_control_system()")[0][0])
-    assert (who.timeline, who.database, who.version // 10000) == (1, shop.source.name, 18)
+    assert (who.timeline, who.database, who.version // 10000) == (1, shop.source.name, binaries.major)
 
 
-def test_publishes_idempotently_and_notices_a_weakened_publication(shop: Shop) -> None:
+@every_version
+def test_publishes_idempotently_and_notices_a_weakened_publication(shop: Shop, binaries: Binaries) -> None:
     shop.sql("create table a (id int primary key)")
     shop.sql('create table "B b" (id int primary key)')
     a, b = shop.relation("public.a"), shop.relation("public.B b")
@@ -144,10 +148,12 @@ def test_publishes_idempotently_and_notices_a_weakened_publication(shop: Shop) -
     again = shop.source.published("p")
     assert again[TableId("public", "a")] != members[TableId("public", "a")]
     assert again[TableId("public", "B b")] == members[TableId("public", "B b")]
-    shop.sql('alter publication p set table a where (id > 5), "B b"')
-    with pytest.raises(Refused, match="row filter"):
-        shop.source.published("p")
-    shop.sql('alter publication p set table a, "B b"')
+    if binaries.major >= 15:
+        for narrowed in ("a where (id > 5)", "a (id)"):
+            shop.sql(f'alter publication p set table {narrowed}, "B b"')
+            with pytest.raises(Refused, match="row filter"):
+                shop.source.published("p")
+        shop.sql('alter publication p set table a, "B b"')
     shop.sql("alter publication p set (publish = 'insert, update')")
     with pytest.raises(Refused, match="PUBLICATION_CHANGED"):
         shop.source.published("p")
@@ -248,6 +254,7 @@ def test_rows_without_a_key_come_whole(shop: Shop) -> None:
     stream.close()
 
 
+@every_version
 def test_makes_keeps_and_drops_a_slot(shop: Shop) -> None:
     assert shop.source.slot(shop.slot) is None
     point = shop.source.create_slot(shop.slot)
@@ -315,9 +322,9 @@ def test_errors_name_what_mends_them_and_never_the_password(shop: Shop, server: 
     shop.sql(f"drop role reader_{shop.source.name}")
 
 
-def test_a_server_that_is_not_set_up_for_it() -> None:
+def test_a_server_that_is_not_set_up_for_it(binaries: Binaries) -> None:
     settings = SETTINGS | {"wal_level": "replica", "max_replication_slots": "1"}
-    with Postgres(settings=settings) as server:
+    with Postgres(version=binaries, settings=settings) as server:
         source = PostgresSource(server.dsn)
         with pytest.raises(Refused, match="WAL_LEVEL") as caught:
             source.create_slot("s")
@@ -351,6 +358,7 @@ def test_a_server_that_is_not_set_up_for_it() -> None:
 # -------------------------------------------------------------------------------------------------------------- stream
 
 
+@every_version
 def test_every_kind_of_change(shop: Shop) -> None:
     shop.sql("create table a (id int, part text, v text, big text, primary key (part, id))")
     shop.sql("alter table a alter column big set storage external")
@@ -595,8 +603,8 @@ def test_a_killed_walsender_is_unreachable_for_now(shop: Shop) -> None:
     stream.close()
 
 
-def test_a_server_that_shuts_down_is_not_held_up_by_what_is_not_confirmed() -> None:
-    with Postgres(settings=SETTINGS) as server:
+def test_a_server_that_shuts_down_is_not_held_up_by_what_is_not_confirmed(binaries: Binaries) -> None:
+    with Postgres(version=binaries, settings=SETTINGS) as server:
         source = PostgresSource(server.dsn)
         with psycopg.connect(server.dsn, autocommit=True) as session:
             session.execute("create table a (id int primary key)")
@@ -621,6 +629,7 @@ def test_a_server_that_shuts_down_is_not_held_up_by_what_is_not_confirmed() -> N
         stream.close()
 
 
+@every_version
 def test_a_publication_dropped_meanwhile_loses_nothing_silently(shop: Shop) -> None:
     shop.sql("create table a (id int primary key)")
     (a,), start = shop.followed("public.a")
@@ -685,6 +694,7 @@ def test_a_table_of_another_shape_is_not_followed(shop: Shop, change: str, told:
         read(shop.source, a, None, None, 10)
 
 
+@every_version
 def test_a_change_of_the_tables_past_is_not_read_as_todays(shop: Shop) -> None:
     shop.sql("create table a (id int primary key, v text)")
     (a,), start = shop.followed("public.a")
@@ -812,6 +822,7 @@ def test_a_truncation_between_snapshot_and_reading_is_noticed(shop: Shop, monkey
         read(shop.source, a, None, None, 10)
 
 
+@every_version
 def test_ranges_and_the_stream_filtered_by_their_points_make_the_table(shop: Shop) -> None:
     """The load protocol itself: a streamed change counts for a key from its range's L on, and every change is in one of the two."""
     shop.sql("create table a (id int primary key, v int)")

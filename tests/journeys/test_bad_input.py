@@ -56,7 +56,7 @@ def test_wal_level_and_a_server_that_is_down(mirror: Any) -> None:
         mirror.sql("create table items (id int primary key, name text); insert into items select n, 'i' from generate_series(1, 500) n")
         assert "ALTER SYSTEM SET wal_level = 'logical'" in refused(mirror, "WAL_LEVEL")["fix"]
         found = json.loads(call(mirror, "doctor --json", 1).stdout)["findings"]
-        assert [one["code"] for one in found if one["level"] == "error"] == ["WAL_LEVEL"]
+        assert [one["code"] for one in found if one["level"] == "problem"] == ["WAL_LEVEL"]
         mirror.sql("alter system set wal_level = 'logical'")
         del server.settings["wal_level"]
         server.restart()

@@ -32,7 +32,7 @@ def test_documents_have_the_promised_keys(still: Any) -> None:
     assert set(cut["tables"]) == {"public.customers", "public.orders"}
     (source,) = still.json("icelake status --json")["sources"]
     assert (source["source"], source["reachable"], source["cut"]) == ("shop", True, cut["cut"])
-    assert still.json("icelake doctor --json")["healthy"] is True
+    assert still.json("icelake doctor --deep --json")["healthy"] is True
     report = still.json("icelake verify --json")
     assert report["equal"] is True
     assert [(table["name"], table["source_rows"], table["lake_rows"]) for table in report["tables"]] == [

@@ -401,6 +401,16 @@ _ALL = (
         ),
     ),
     Bug(
+        "a range of the promoted server",
+        "a range is of the timeline that was checked",
+        (Patch(APPLIER, "            self._must_be_on(read.timeline)\n", ""),),
+    ),
+    Bug(
+        "a timeline not recorded",
+        "the new timeline is recorded before a range is read",
+        (Patch(APPLIER, "        self._record(self.position, self._control.cut.commit_time, self._control.cut.tables)\n", ""),),
+    ),
+    Bug(
         "position is the commit's start",
         "a transaction's position is its end LSN",
         (Patch(PGOUTPUT, "position=int(state[kernels.POSITION]) & _U64 if transactions", "position=int(log.lsn[0]) if transactions"),),

@@ -296,6 +296,8 @@ class SimPostgres:
         self.tables = {table.name: table for table in tables}
         self.system_id = str(7_000_000_000_000_000_000 + rng.getrandbits(40))
         self.timeline = 1
+        self.switches: dict[int, int] = {}
+        """Timeline -> the LSN it was left at."""
         self.wal = 0x1500000 + rng.randrange(1 << 16) * 8
         self.publications: dict[str, frozenset[int]] = {}
         self.unnamed: set[int] = set()
@@ -529,6 +531,11 @@ class SimPostgres:
     def crash(self) -> None:
         for slot in self.slots.values():
             slot.confirmed = slot.persisted
+
+    def promote(self, at: int) -> None:
+        """On a new timeline, which took over what ends at or before ``at``."""
+        self.switches[self.timeline] = at
+        self.timeline += 1
 
     def first_sent(self, slot: str, start: int) -> int:
         """The number of the first transaction START_REPLICATION at ``start`` sends: never one the slot has confirmed."""

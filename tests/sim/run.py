@@ -239,6 +239,8 @@ class Schedule:
                     connection.attached = False
         elif draw < 0.18 and self.sickly:
             self._wish()
+        elif draw < 0.19:
+            world.promote()
 
     def _wish(self) -> None:
         """Somebody asks that what is parked goes on; sometimes that what is not parked is compared."""
@@ -328,7 +330,7 @@ class Schedule:
         elif lost_on == "lost":
             slot.lost = "wal_removed"
         elif lost_on == "timeline":
-            postgres.timeline += 1
+            postgres.promote(self.checks.position - 8)
         elif lost_on == "server":
             postgres.system_id += "1"
         elif lost_on == "publication":

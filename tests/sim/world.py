@@ -319,6 +319,12 @@ class World:
             connection.attached = False
         self.postgres.crash()
 
+    def promote(self) -> None:
+        """A standby that has everything, the slot too, takes the server's place."""
+        self.say("a standby is promoted")
+        self.server_crash()
+        self.postgres.promote(self.postgres.wal)
+
     def unreachable(self, call: str) -> Unreachable:
         return Unreachable("SIM_UNREACHABLE", f"{call}: nothing was done")
 
@@ -676,6 +682,10 @@ class SimSource:
         postgres = self._world.postgres
         return self._call("identify", lambda: SourceIdentity(postgres.system_id, postgres.timeline, "shop", 180004, postgres.wal))
 
+    def switched_from(self, timeline: int) -> int | None:
+        # Asked right after ``identify``, which has the faults.
+        return self._world.postgres.switches.get(timeline)
+
     def describe(self, tables: Sequence[str]) -> Sequence[Relation | Refusal]:
         postgres = self._world.postgres
         return self._call("describe", lambda: [postgres.tables[name].relation for name in tables])
@@ -758,7 +768,7 @@ class SimRange:
             raise world.unreachable("source.read_range")
         if world.rng.random() < 0.5:
             world.postgres.other_activity()
-        lsn = world.postgres.wal
+        lsn, timeline = world.postgres.wal, world.postgres.timeline
         low = None if self._lower is None else (parsed_key(table, self._lower[0]), self._lower[1])
         high = None if self._upper is None else (parsed_key(table, self._upper[0]), self._upper[1])
         single = low is not None and high is not None and low[0] == high[0]
@@ -774,7 +784,7 @@ class SimRange:
         if cut:
             bound = (tuple(text_of(value).decode() for value in rows[-1][0]), 1)
         world.leave(self._process, "source.read_range", fault)
-        return RangeRead(lsn, self._rows([row for _, row in rows], bound), self._end)
+        return RangeRead(lsn, self._rows([row for _, row in rows], bound), self._end, timeline)
 
     def _rows(self, rows: Sequence[tuple[Any, ...]], bound: Bound | None) -> Iterator[pa.RecordBatch]:
         world = self._world
@@ -820,6 +830,7 @@ class SimStream:
     ) -> None:
         self._world = world
         self.process = process
+        self.timeline = world.postgres.timeline
         self._slot = slot
         self._publication = publication
         self._relations = {relation.oid: relation for relation in relations}

@@ -9,7 +9,6 @@ import importlib
 import os
 import re
 import shutil
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from icelake.errors import ProjectError, Unreachable
+from icelake.stack.maven import fetched, locked
 from tests.conftest import Lacking
 
 JAVA = (17, 21)
@@ -42,29 +43,6 @@ def java_home() -> Path | None:
     return None
 
 
-def trust_store() -> str | None:
-    """Where this system keeps the certificates it trusts, as Python's ``ssl`` sees it; None if it has none.
-
-    jgo would trust those that come with ``certifi`` only, and so fail behind a proxy that the system was told to trust.
-    """
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile:
-        return paths.cafile
-    return paths.capath if paths.capath and any(Path(paths.capath).glob("*.0")) else None
-
-
-def locked_jars(jgo_maven: Any, jgo_env: Any, repository: Path) -> list[Path]:
-    """The jars of the lock file, downloaded to ``repository`` unless they are there, each with the locked SHA-256."""
-    lock = jgo_env.LockFile.load(LOCK)
-    maven = jgo_maven.MavenContext(repo_cache=repository)
-    jars = [maven.project(jar.groupId, jar.artifactId).at_version(jar.version).artifact().resolve() for jar in lock.dependencies]
-    if wrong := lock.verify_checksums(repository):
-        for jar in jars:
-            jar.unlink()
-        pytest.fail(f"not what {LOCK.name} says, so removed (a broken download is mended by running again): {wrong}")
-    return jars
-
-
 @pytest.fixture(scope="session")
 def spark(lacking: Lacking) -> Iterator[Any]:
     """A ``pyspark.sql.SparkSession`` with Iceberg in UTC, no catalog configured."""
@@ -72,16 +50,14 @@ def spark(lacking: Lacking) -> Iterator[Any]:
     if home is None:
         lacking("spark", f"no Java {' or '.join(map(str, JAVA))} in JAVA_HOME, on PATH or in /usr/lib/jvm")
     try:
-        jgo_maven, jgo_env, pyspark = map(importlib.import_module, ("jgo.maven", "jgo.env", "pyspark.sql"))
+        pyspark = importlib.import_module("pyspark.sql")
     except ImportError as error:
         lacking("spark", f"{error}; make test-spark installs it")
     with tempfile.TemporaryDirectory(prefix="spark-") as folder, pytest.MonkeyPatch.context() as environment:
-        if not {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"} & set(os.environ) and (store := trust_store()):
-            environment.setenv("REQUESTS_CA_BUNDLE", store)
         try:
-            jars = locked_jars(jgo_maven, jgo_env, Path(sys.prefix) / "maven")
-        except (OSError, RuntimeError) as error:
-            lacking("spark", f"Iceberg for Spark can't be had: {error}")
+            jars = [fetched(jar, Path(sys.prefix) / "maven") for jar in locked(LOCK)]
+        except (ProjectError, Unreachable) as error:
+            lacking("spark", f"Iceberg for Spark can't be had: {error.why}")
 
         settings = {
             "spark.driver.memory": "1g",

@@ -223,7 +223,7 @@ class Applier:
         self._identity = self._source.identify()
         self._slot = slot_name(self.name, self._control.source)
         publication = publication_name(self.name, self._control.source)
-        self._check_identity()
+        switch = self._check_identity()
         first = self._control.marker is None
         if not first:
             self._check_slot()
@@ -248,8 +248,11 @@ class Applier:
                     self._troubles[relation.id] = error
         if self._troubles:
             self._park()
+        if switch is not None:
+            self._take_timeline(switch)
         following, kept = [f.relation for f in self.followed.values()], [p.relation for p in self.parked.values()]
         self._stream = self._source.stream(self._slot, publication, self.position, following, kept)
+        self._must_be_on(self._stream.timeline)
         self._last_commit = self._clock.monotonic() - self.settings.commit_interval
 
     def close(self) -> None:
@@ -369,11 +372,18 @@ class Applier:
                 "check the address in icelake.toml",
             )
 
-    def _check_identity(self) -> None:
+    def _check_identity(self) -> int | None:
+        """Whether this is the server the lake was made from, or its rightful successor.
+
+        The position at which the lake's timeline was left if a standby was promoted since, else None.
+        """
         marker, now = self._control.marker, self._identity
         if marker is None:
-            return
+            return None
         self._check_server()
+        switch = self._source.switched_from(marker.timeline) if marker.timeline != now.timeline else None
+        if marker.timeline != now.timeline and (switch is None or switch < self.position):
+            raise self._new_timeline(self.position, switch)
         if now.flushed is not None and now.flushed < self.position:
             raise Gap(
                 "SOURCE_WENT_BACK",
@@ -381,13 +391,39 @@ class Applier:
                 "the server was restored from a backup or a snapshot: the lake holds transactions it no longer has",
                 "`icelake resume --reload` begins a new slot and compares every table with the source",
             )
-        if marker.timeline != now.timeline:
-            raise Gap(
-                "NEW_TIMELINE",
-                f"source {self.name!r} is on timeline {now.timeline}; the lake was made on {marker.timeline}",
-                "a standby was promoted: the lake may hold transactions the new primary lost",
-                "`icelake resume --reload` begins a new slot and compares every table with the source",
+        return switch
+
+    def _take_timeline(self, switch: int) -> None:
+        """Go on from the promoted server: nothing of the lake is newer than what it took over. Recorded before anything else is."""
+        for followed in self.followed.values():
+            newest = followed.load.newest
+            if newest > switch:
+                raise self._new_timeline(newest, switch)
+        self._record(self.position, self._control.cut.commit_time, self._control.cut.tables)
+
+    def _must_be_on(self, timeline: int) -> None:
+        """Every session finds its server by itself, and a standby may take over, or answer beside it, at any moment."""
+        if timeline != self._identity.timeline:
+            raise Unreachable(
+                "SERVER_CHANGED",
+                f"source {self.name!r} answers from timeline {timeline}, a moment ago it was {self._identity.timeline}",
+                "a standby was promoted meanwhile, or the address leads to more than one server",
+                "it is tried again, after a look at where the new timeline left the old",
             )
+
+    def _new_timeline(self, held: int, switch: int | None) -> Gap:
+        assert self._control.marker is not None
+        was, now = self._control.marker.timeline, self._identity.timeline
+        if switch is None:
+            why = f"timeline {now} does not descend from {was}: this is not the standby that took over, or the old primary came back"
+        else:
+            why = f"a standby was promoted that had the log up to {format_lsn(switch)} only; the lake holds it up to {format_lsn(held)}"
+        return Gap(
+            "NEW_TIMELINE",
+            f"source {self.name!r} is on timeline {now}; the lake was made on {was}, and may hold transactions that are lost",
+            why,
+            "compare with `icelake verify`, then load the tables again into a new lake; synchronized_standby_slots (17+) prevents it",
+        )
 
     def _begin_source(self, publication: str, relations: Sequence[Relation]) -> None:
         # The publication comes first: decoding WAL from before a publication existed fails.
@@ -404,7 +440,8 @@ class Applier:
             raise Gap(
                 "SLOT_GONE",
                 f"replication slot {self._slot} does not exist any more",
-                "it was dropped, or the server was restored or replaced: changes since the lake's position may be gone",
+                "it was dropped, the server was restored or replaced, or a standby was promoted that did not have it (before "
+                "PostgreSQL 17 none has): changes since the lake's position may be gone",
                 "`icelake resume --reload` begins a new slot and compares every table with the source",
             )
         if slot.database != self._identity.database:
@@ -855,9 +892,9 @@ class Applier:
                 self._compact(followed)
         return progress
 
-    def _record(self, position: int, commit_time: int, tables: dict[str, int]) -> None:
-        """The first position of a new source: a cut without tables."""
-        delta, change = self._control.advance(self._marker(position), commit_time, tables, {})
+    def _record(self, position: int, commit_time: int, tables: Mapping[str, int]) -> None:
+        """A cut in which no table changes: the first position of a new source, or the timeline the source is on now."""
+        delta, change = self._control.advance(self._marker(position), commit_time, tables, self._control.cut.parked)
         self._storage.flush()
         try:
             (after,) = commit(self._catalog, self._clock, [change])
@@ -932,6 +969,7 @@ class Applier:
         lower, interval = missing
         try:
             with self._source.read_range(followed.relation, lower, interval.upper, self.settings.range_rows) as read:
+                self._must_be_on(read.timeline)
                 if interval.held:
                     assert isinstance(followed, Keyed)
                     mending = Mending(followed)

@@ -44,6 +44,11 @@ class LoadState:
     @property
     def whole_from(self) -> int:
         """The first position at which the table is consistent with others: the largest L. Needs ``complete``."""
+        return self.newest
+
+    @property
+    def newest(self) -> int:
+        """The largest L: no row came from a later state of the source. 0 if nothing is loaded."""
         return max(interval.lsn or 0 for interval in self.intervals)
 
     @staticmethod

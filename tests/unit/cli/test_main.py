@@ -151,5 +151,5 @@ def test_doctor_says_that_a_secret_is_missing_before_anything_is_opened(tmp_path
     report = json.loads(done.stdout)
     assert done.returncode == 1
     assert report["healthy"] is False
-    assert [finding["code"] for finding in report["findings"] if finding["level"] == "error"] == ["SECRET_NOT_SET"]
+    assert [finding["code"] for finding in report["findings"] if finding["level"] == "problem"] == ["SECRET_NOT_SET"]
     assert not (tmp_path / "lake").exists()

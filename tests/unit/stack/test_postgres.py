@@ -15,15 +15,17 @@ import pytest
 import icelake
 from icelake.errors import ProjectError, Unreachable
 from icelake.stack import postgres
+from icelake.stack.binaries import Binaries, wheel
 from icelake.stack.postgres import Postgres, server_user
+from tests.conftest import every_version
 
 QUICK = {"fsync": "off", "shared_buffers": "8MB"}
 SOURCE = Path(icelake.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with Postgres(settings=QUICK) as running:
+def server(binaries: Binaries) -> Iterator[Postgres]:
+    with Postgres(version=binaries, settings=QUICK) as running:
         yield running
 
 
@@ -55,6 +57,7 @@ def wait_gone(pids: list[int], folder: Path) -> None:
         time.sleep(0.02)
 
 
+@every_version
 def test_is_a_source_for_logical_replication(server: Postgres) -> None:
     for dsn in (server.dsn, server.dsn_tcp, server.dsn_socket):
         with psycopg.connect(dsn) as connection:
@@ -63,7 +66,7 @@ def test_is_a_source_for_logical_replication(server: Postgres) -> None:
                 for name in ("server_version", "wal_level", "max_replication_slots", "max_wal_senders", "data_checksums", "server_encoding")
             }
     assert show == {
-        "server_version": postgres.VERSION,
+        "server_version": server.binaries.release,
         "wal_level": "logical",
         "max_replication_slots": "20",
         "max_wal_senders": "20",
@@ -72,6 +75,7 @@ def test_is_a_source_for_logical_replication(server: Postgres) -> None:
     }
 
 
+@every_version
 def test_password_is_required(server: Postgres) -> None:
     for dsn in (server.dsn_tcp, server.dsn_socket):
         for wrong in ("", "guess"):
@@ -79,6 +83,7 @@ def test_password_is_required(server: Postgres) -> None:
                 psycopg.connect(dsn.replace(server.password, wrong), passfile="/nonexistent").close()
 
 
+@every_version
 def test_password_is_on_no_command_line_and_in_no_file(server: Postgres) -> None:
     for pid in [server.pid, *descendants(os.getpid())]:
         assert server.password.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -87,6 +92,7 @@ def test_password_is_on_no_command_line_and_in_no_file(server: Postgres) -> None
             assert server.password.encode() not in file.read_bytes(), file
 
 
+@every_version
 def test_runs_as_nobody_special_in_folders_of_its_own(server: Postgres) -> None:
     expected = server_user()[0] if os.geteuid() == 0 else os.geteuid()
     uids = Path(f"/proc/{server.pid}/status").read_text().split("Uid:")[1].split("\n")[0].split()
@@ -99,8 +105,8 @@ def test_runs_as_nobody_special_in_folders_of_its_own(server: Postgres) -> None:
         assert Path(f"/proc/{server.pid}/exe").resolve().is_relative_to(server.data.parent)
 
 
-def test_two_at_once_go_with_their_folders() -> None:
-    with Postgres(settings=QUICK) as one, Postgres(settings=QUICK) as other:
+def test_two_at_once_go_with_their_folders(binaries: Binaries) -> None:
+    with Postgres(version=binaries, settings=QUICK) as one, Postgres(version=binaries, settings=QUICK) as other:
         folders = [one.data.parent, other.data.parent]
         pids = [one.pid, other.pid, *descendants(one.pid), *descendants(other.pid)]
         assert one.port != other.port
@@ -113,8 +119,8 @@ def test_two_at_once_go_with_their_folders() -> None:
     assert not any(folder.exists() for folder in folders)
 
 
-def test_goes_on_after_stop_crash_and_restart() -> None:
-    with Postgres(settings=QUICK) as server:
+def test_goes_on_after_stop_crash_and_restart(binaries: Binaries) -> None:
+    with Postgres(version=binaries, settings=QUICK) as server:
         with psycopg.connect(server.dsn) as connection:
             connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 100) AS n")
         port = server.port
@@ -192,7 +198,7 @@ elif how == "raise":
 
 def run_child(how: str, python: str = sys.executable, user: int | None = None) -> tuple[subprocess.Popen[str], int, int, int, Path]:
     """A process that starts a server and then does as told; the server's pid and uid, the pid it forked, the folder."""
-    wheel = postgres._installed().parent
+    site = wheel("18").parent
     child = subprocess.Popen(
         [python, "-c", CHILD, how],
         stdout=subprocess.PIPE,
@@ -202,7 +208,7 @@ def run_child(how: str, python: str = sys.executable, user: int | None = None) -
         user=user,
         group=user,
         extra_groups=None if user is None else [],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{SOURCE}:{wheel}", "TMPDIR": "/tmp"},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{SOURCE}:{site}", "TMPDIR": "/tmp"},
     )
     assert child.stdout is not None
     pid, uid, fork, folder = child.stdout.readline().split()
@@ -243,7 +249,7 @@ def test_runs_for_an_ordinary_user() -> None:
     interpreters = [sys.executable, sys._base_executable, "/usr/bin/python3", "/usr/local/bin/python3"]  # type: ignore[attr-defined]
     for python in interpreters:
         real = Path(python).resolve()
-        if all(postgres._may_enter(p.parent, uid, uid) for p in (real, SOURCE / "icelake", postgres._installed())) and (
+        if all(postgres._may_enter(p.parent, uid, uid) for p in (real, SOURCE / "icelake", wheel("18"))) and (
             subprocess.run([real, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False).returncode == 0
         ):
             break
@@ -252,9 +258,38 @@ def test_runs_for_an_ordinary_user() -> None:
     child, pid, owner, _, folder = run_child("wait", str(real), uid)
     with child:
         assert owner == uid
-        assert Path(f"/proc/{pid}/exe").resolve().is_relative_to(postgres._installed())
+        assert Path(f"/proc/{pid}/exe").resolve().is_relative_to(wheel("18"))
         child.kill()
         wait_gone([pid], folder)
+
+
+@every_version
+def test_a_standby_follows_and_is_promoted(server: Postgres) -> None:
+    with psycopg.connect(server.dsn, autocommit=True) as primary:
+        primary.execute("CREATE TABLE t AS SELECT 1 AS n")
+        with server.standby("sb") as standby:
+            folder, password = standby.data.parent, standby.password
+            primary.execute("INSERT INTO t VALUES (2)")
+            with psycopg.connect(standby.dsn, autocommit=True) as reader:
+                assert reader.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+                deadline = time.monotonic() + 30
+                while reader.execute("SELECT count(*) FROM t").fetchone() != (2,):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+            slots = primary.execute("SELECT slot_name, active FROM pg_replication_slots WHERE slot_type = 'physical'").fetchall()
+            assert slots == [("sb", True)]
+            for pid in (standby.pid, *descendants(os.getpid())):
+                assert password.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            standby.promote()
+            with psycopg.connect(standby.dsn, autocommit=True) as writer:
+                writer.execute("INSERT INTO t VALUES (3)")
+            standby.restart()
+            with psycopg.connect(standby.dsn) as reader:
+                assert reader.execute("SELECT count(*), pg_is_in_recovery() FROM t").fetchone() == (3, False)
+                row = reader.execute("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)").fetchone()
+                assert row == ("00000002",)
+            assert primary.execute("SELECT count(*) FROM t").fetchone() == (2,)
+        assert not folder.exists()
 
 
 def test_shared_memory_and_ports_are_looked_at() -> None:

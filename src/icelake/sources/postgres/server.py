@@ -22,14 +22,14 @@ from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import RangeEnd, RangeRead
-from icelake.sources.postgres import schema
+from icelake.sources.postgres import releases, schema
 from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.stream import PgStream, slot_in_use
 
 _BLOCK = 1 << 22
 """Bytes of COPY text decoded at once."""
-_EVERYTHING = "insert, update, delete, truncate"
+EVERYTHING = "insert, update, delete, truncate"
 _APPEND = "insert, truncate"
 """What the publications send. Updates and deletes of a table whose rows nothing names would fail for its users once published."""
 
@@ -64,6 +64,21 @@ class PostgresSource:
             system_id, timeline, flushed, database = run(server, "IDENTIFY_SYSTEM")[0]
             return SourceIdentity(str(system_id), int(timeline), str(database), server.info.server_version, parse_lsn(str(flushed)))
 
+    def switched_from(self, timeline: int) -> int | None:
+        """See ``ports.Source.switched_from``. PostgreSQL documentation, 54.4 (TIMELINE_HISTORY)."""
+        with session(self.dsn, "cannot read the server's timelines", replication=True) as server:
+            now = int(run(server, "IDENTIFY_SYSTEM")[0][1])
+            if now <= timeline:
+                return None
+            content = run(server, sql.SQL("TIMELINE_HISTORY {}").format(sql.Literal(now)))[0][1]
+        text = content.decode() if isinstance(content, bytes) else str(content)
+        for line in text.splitlines():
+            # parent timeline, where it was left, why
+            parts = line.split("#")[0].split(maxsplit=2)
+            if len(parts) >= 2 and int(parts[0]) == timeline:
+                return parse_lsn(parts[1])
+        return None
+
     def current_lsn(self) -> int:
         """Every commit acknowledged to a client before this call ends before this position (it is flushed)."""
         with session(self.dsn, "cannot ask for the position") as server:
@@ -79,12 +94,20 @@ class PostgresSource:
         """See ``ports.Source.publish``. Raises Refused NOT_TABLE_OWNER / PUBLICATION_CHANGED, UnsupportedTable."""
         with session(self.dsn, "cannot publish the tables") as server:
             for name, operations in _publications(publication).items():
-                self._publish(server, name, operations, [one for one in relations if (one.identity == "none") == (operations == _APPEND)])
+                self._publish(
+                    server, publication, name, operations, [one for one in relations if (one.identity == "none") == (operations == _APPEND)]
+                )
 
-    def _publish(self, server: Connection, publication: str, operations: str, relations: Sequence[Relation]) -> None:
-        there = _published(server, publication, operations)
+    def _publish(self, server: Connection, slot: str, publication: str, operations: str, relations: Sequence[Relation]) -> None:
+        there = published(server, publication, operations)
         missing = [relation for relation in relations if there is None or relation.id not in there]
+        # The lake's slot is called like its first publication (model.ident). Without one nothing was missed by anybody.
+        forgets = releases.forgets_late_tables(server.info.server_version) is not None
+        late = forgets and bool(relations) and there is not None and slot_state(server, slot) is not None
         if there is not None and not missing:
+            # It may have been added by a process that did not live to go on from there.
+            if late:
+                self._remind(server, publication, relations)
             return
         for relation in missing:
             schema.must_be(relation, _now(server, relation), "cannot be published")
@@ -100,7 +123,7 @@ class PostgresSource:
             run(server, statement)
         except psycopg.errors.DuplicateObject:
             # Somebody was faster with the same: what matters is what is there now.
-            now = _published(server, publication, operations)
+            now = published(server, publication, operations)
             if now is None or not {relation.id for relation in relations} <= now.keys():
                 raise
         except psycopg.errors.InsufficientPrivilege as error:
@@ -114,12 +137,44 @@ class PostgresSource:
                 f"GRANT CREATE ON DATABASE {schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE … OWNER TO {role}; "
                 f"or have the owner run: {statement.as_string(server)};",
             ) from None
+        if late:
+            self._remind(server, publication, relations)
+
+    def _remind(self, server: Connection, publication: str, relations: Sequence[Relation]) -> None:
+        """Make the walsender see tables that were added, on a server where it may not (``releases.forgets_late_tables``).
+
+        A transaction that wrote to the table before it joined (A) and is decoded after A is decoded with the catalog as of its
+        first change, and what that says, "not published", stays in the walsender's caches: A's own invalidation was executed
+        before. From there on, changes to the table are lost, of any transaction. What such transactions wrote themselves is in
+        the ranges: these are read later, and making their slot waits for every running transaction. So: wait until all that ran
+        at A have ended, which making a slot does, and then have another invalidation sent (B). Whatever is decoded after B began
+        to write after A, sees the table published, and nothing can make the caches forget it. B must be a row of
+        pg_publication_rel: altering the publication's options leaves the list of a table's publications cached as it was.
+        """
+        with session(self.dsn, f"cannot wait for transactions older than publication {publication}", replication=True) as waiting:
+            self._make_slot(waiting, f"icelake_wait_{secrets.token_hex(8)}", "TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
+        name = sql.Identifier(f"icelake_wait_{secrets.token_hex(8)}")
+        owned = next((relation for relation in relations if schema.may_publish(server, relation.oid)), relations[0])
+        try:
+            with server.transaction():
+                run(server, sql.SQL("CREATE PUBLICATION {} FOR TABLE ONLY {}").format(name, _table(owned)))
+                run(server, sql.SQL("DROP PUBLICATION {}").format(name))
+        except psycopg.errors.InsufficientPrivilege as error:
+            version, role = server.info.server_version, schema.quoted(server.info.user)
+            table = f"{schema.quoted(owned.schema)}.{schema.quoted(owned.name)}"
+            raise Refused(
+                "LATE_TABLE_ON_OLD_RELEASE",
+                f"PostgreSQL {releases.shown(version)} can lose changes to tables that join publication {publication} now",
+                f"the server must be reminded of them by a publication made and dropped, and {error.diag.message_primary}",
+                f"update to PostgreSQL {releases.forgets_late_tables(version)} or later; or "
+                f"GRANT CREATE ON DATABASE {schema.quoted(server.info.dbname)} TO {role}; ALTER TABLE {table} OWNER TO {role};",
+            ) from None
 
     def published(self, publication: str) -> Mapping[TableId, str]:
         found: dict[TableId, str] = {}
         with session(self.dsn, "cannot look up the publication") as server:
             for name, operations in _publications(publication).items():
-                there = _published(server, name, operations)
+                there = published(server, name, operations)
                 if there is None and name == publication:
                     raise Refused(
                         "PUBLICATION_CHANGED",
@@ -135,7 +190,7 @@ class PostgresSource:
 
     def slot(self, name: str) -> SlotState | None:
         with session(self.dsn, "cannot look up the slot") as server:
-            return _slot(server, name)
+            return slot_state(server, name)
 
     def create_slot(self, name: str) -> int:
         """See ``ports.Source.create_slot``. Raises Refused SLOT_EXISTS / WAL_LEVEL / NO_REPLICATION_PRIVILEGE and Unreachable
@@ -257,18 +312,19 @@ class PostgresSource:
     def read_range(self, relation: Relation, lower: Bound | None, upper: Bound | None, limit: int) -> "RangeReading":
         return RangeReading(self, relation, lower, upper, limit)
 
-    def exported_snapshot(self, held: ExitStack) -> tuple[int, Connection]:
-        """(consistent point L, a session reading exactly what was committed before L). The session lives as long as ``held``.
+    def exported_snapshot(self, held: ExitStack) -> tuple[int, int, Connection]:
+        """(consistent point L, its timeline, a session reading exactly what was committed before L, which lives as long as ``held``).
 
         The slot and its walsender are given back at once: the snapshot holds what it needs by itself.
         """
         reader = held.enter_context(closing(connect(self.dsn, statement_seconds=0)))
         with session(self.dsn, "cannot take a snapshot", replication=True) as server:
+            timeline = int(run(server, "IDENTIFY_SYSTEM")[0][1])
             name = f"icelake_read_{secrets.token_hex(8)}"
             lsn, snapshot = self._make_slot(server, name, "TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")
             run(reader, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             run(reader, sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-        return lsn, reader
+        return lsn, timeline, reader
 
 
 class RangeReading:
@@ -287,11 +343,11 @@ class RangeReading:
     def __enter__(self) -> RangeRead:
         doing = f"cannot read {self._relation.id}"
         try:
-            lsn, reader = self._source.exported_snapshot(self._held)
+            lsn, timeline, reader = self._source.exported_snapshot(self._held)
             self._check(reader)
             end = RangeEnd()
             rows = self._held.enter_context(closing(self._rows(reader, end)))
-            return RangeRead(lsn, rows, end)
+            return RangeRead(lsn, rows, end, timeline)
         except psycopg.Error as error:
             self._held.close()
             raise explain(error, self._source.dsn, doing) from error
@@ -386,7 +442,7 @@ def range_query(relation: Relation, lower: Bound | None, upper: Bound | None, li
 
 def _publications(publication: str) -> dict[str, str]:
     """The two publications of a mirror, by name, and what each publishes: the tables whose rows can be named, and the others."""
-    return {publication: _EVERYTHING, append_publication(publication): _APPEND}
+    return {publication: EVERYTHING, append_publication(publication): _APPEND}
 
 
 def _now(server: Connection, relation: Relation) -> Relation | Refusal | None:
@@ -401,7 +457,7 @@ def _single(lower: Bound | None, upper: Bound | None) -> bool:
     return lower is not None and upper is not None and lower[0] == upper[0]
 
 
-def _published(server: Connection, publication: str, operations: str) -> dict[TableId, str] | None:
+def published(server: Connection, publication: str, operations: str) -> dict[TableId, str] | None:
     """Its tables, each with its mark (``model.membership``); None if there is no such publication.
 
     Raises Refused if it does not send exactly these operations, or not whole.
@@ -461,7 +517,7 @@ def _published(server: Connection, publication: str, operations: str) -> dict[Ta
     return {TableId(str(row[0]), str(row[1])): str(Membership(f"{row[2]}.{row[3]}", str(row[4]), str(row[5]), row[6])) for row in rows}
 
 
-def _slot(server: Connection, name: str) -> SlotState | None:
+def slot_state(server: Connection, name: str) -> SlotState | None:
     found = run(
         server,
         """

@@ -20,7 +20,7 @@ from icelake.sources.postgres.types import SESSION
 
 Connection = psycopg.Connection[TupleRow]
 
-_ALWAYS = {
+ALWAYS = {
     **SESSION,
     # A policy that would hide rows from our role is an error then, not a smaller table.
     "row_security": "off",
@@ -60,7 +60,7 @@ def conninfo_of(dsn: str, **more: str) -> str:
             "it holds more than one @: probably one of the password's own (it is not shown)",
             "characters such as @ : / in the password are written %40 %3A %2F",
         )
-    options = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in _ALWAYS.items())
+    options = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in ALWAYS.items())
     settings: dict[str, str] = {
         "connect_timeout": "10",
         "keepalives_idle": "30",

@@ -132,6 +132,7 @@ class PgStream:
     def _begin(self) -> None:
         timeout_ms = int(run(self._connection, "select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")[0][0])
         self._every = min(10.0, timeout_ms / 3000) if timeout_ms else 10.0
+        self.timeline = int(run(self._connection, "IDENTIFY_SYSTEM")[0][1])
         self._connection.add_notice_handler(self._noticed)
         named = sql.Literal(", ".join(map(schema.quoted, self._publications))).as_string()
         pgconn = self._connection.pgconn
