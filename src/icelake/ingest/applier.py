@@ -32,6 +32,7 @@ from icelake.ingest.control import Control
 from icelake.ingest.followed import Followed
 from icelake.ingest.upkeep import plan_expiry
 from icelake.model.ident import publication_name, slot_name
+from icelake.model.layout import Layout
 from icelake.model.load import LoadState
 from icelake.model.lsn import format_lsn
 from icelake.model.marker import LOAD, MEMBERSHIP, SOURCE, Marker
@@ -51,6 +52,7 @@ from icelake.ports import (
 )
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import IndexFiles, KeyIndex
+from icelake.tables.layout import layout_properties, partition_spec, sort_order
 from icelake.tables.schema import iceberg_schema, table_properties
 from icelake.tables.table import Table
 
@@ -123,10 +125,11 @@ class Applier:
         exclude: Sequence[str] = (),
         refuse: Callable[[Relation], Refusal | None] = lambda _: None,
         settings: Settings | None = None,
+        layout: Callable[[Relation], Layout] = lambda _: Layout(),
     ) -> None:
         """``tables`` and ``exclude``: ``schema.name`` or ``schema.*``. ``refuse``: what the project has against a table, if anything.
 
-        ``index_files``: where a table's key index is kept; None: in memory only.
+        ``layout``: how the project wants a table laid out. ``index_files``: where a table's key index is kept; None: in memory only.
         """
         self.name = name
         self.settings = settings or Settings()
@@ -140,6 +143,7 @@ class Applier:
         self._wanted = tuple(tables)
         self._exclude = frozenset(exclude)
         self._refuse = refuse
+        self._layout = layout
         self._control = Control(name, catalog, storage, clock, chance)
         self._identity: SourceIdentity
         self._slot = ""
@@ -379,6 +383,14 @@ class Applier:
                 _difference(table.relation, relation),
                 "undo the change in the source, or load the tables again into a new lake",
             )
+        wanted, made = self._layout(relation), table.layout.declared
+        if (made.partition, made.sort) != (wanted.partition, wanted.sort) or made.format_version > wanted.format_version:
+            raise UnsupportedTable(
+                "LAYOUT_CHANGED",
+                f"the project wants {relation.id} laid out otherwise than it was made",
+                f"wanted: {wanted}; made: {made}",
+                "put the settings back, or load the table into a new lake: partitions, sort order and format stay what they were",
+            )
         index = KeyIndex.load(self._index_files(relation.id), loaded.metadata["table-uuid"])
         reconciled = index.reconcile(table)
         if reconciled.reason:
@@ -386,14 +398,23 @@ class Applier:
         return Followed(table, index)
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
+        layout, schema = self._layout(relation), iceberg_schema(relation)
         properties = {
             **table_properties(relation),
+            **layout_properties(layout),
             SOURCE: self._control.source,
             LOAD: LoadState().dump(),
             MEMBERSHIP: member,
         }
         try:
-            return self._catalog.create(relation.id, iceberg_schema(relation), properties)
+            return self._catalog.create(
+                relation.id,
+                schema,
+                properties,
+                partition_spec=partition_spec(layout, schema),
+                sort_order=sort_order(layout, schema),
+                format_version=layout.format_version,
+            )
         except AlreadyExists:
             return self._catalog.load(relation.id)
 

@@ -304,13 +304,8 @@ class Followed:
         return hash_keys(keys, self.index.seed)
 
     def _append(self, rows: pa.RecordBatch, keys: npt.NDArray[np.uint64], row_ids: npt.NDArray[np.int64]) -> None:
-        explicit = row_ids if (row_ids >= 0).any() else None
-        done = 0
-        for no, start, count in self._begin().append(rows, explicit):
-            end = done + count
-            numbers = np.full(count, no, np.int32)
-            self.index.put(keys[done:end], numbers, np.arange(start, start + count, dtype=np.int64), row_ids[done:end])
-            done = end
+        placed = self._begin().append(rows, row_ids if (row_ids >= 0).any() else None)
+        self.index.put(keys, placed.file_no, placed.positions, row_ids)
 
     def _row_ids(
         self,
@@ -328,7 +323,7 @@ class Followed:
         base = origin[derived]
         for no in np.unique(file_no[base]):
             file = self.table.files.get(int(no))
-            if file is None:
+            if file is None or not self.table.has_lineage:
                 continue
             here = file_no[base] == no
             out[derived[here]] = file.first_row_id + position[base[here]]

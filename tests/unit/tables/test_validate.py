@@ -202,7 +202,7 @@ for rule, how in [
     breaks(rule)(how)
 
 
-@breaks("the header says format-version 3")
+@breaks("the header says the table's format-version")
 def _(draft: Draft) -> None:
     draft.manifests[data_list(draft)["manifest_path"]][0]["format-version"] = b"2"
 
