@@ -23,6 +23,7 @@ from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable
 from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.ingest.control import snapshot_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
+from icelake.model.layout import Layout
 from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.marker import LOAD, LSN, SOURCE, Cut
 from icelake.model.relation import Refusal, Relation, TableId
@@ -30,7 +31,7 @@ from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
 from icelake.observe.faults import FaultPoint, fault_point, plant
 from icelake.ports import Json, LoadedTable
-from icelake.project import Project, SourceSettings, load_project
+from icelake.project import Project, SourceSettings, TableSettings, load_project
 from icelake.sources.postgres.doctor import check
 from icelake.sources.postgres.server import PostgresSource
 from icelake.storage.local import LocalStorage
@@ -178,6 +179,7 @@ class Lakehouse:
                 batch_bytes=commit.batch_mb << 20,
                 retention=self._retention(),
             ),
+            self._layout,
         )
         try:
             yield applier
@@ -185,9 +187,13 @@ class Lakehouse:
             applier.close()
 
     def _refusal(self, relation: Relation) -> Refusal | None:
-        """Why a declared reader could not read the table, if so."""
+        """Why the table cannot be made as the project wants it, or a declared reader could not read it, if so."""
         name = str(relation.id)
-        wanted = self.project.tables.get(name) or self.project.tables.get(f"{relation.schema}.*")
+        wanted = self._table_settings(relation)
+        misfit = self._layout(relation).misfit(relation)
+        if misfit is not None:
+            why, fix = misfit
+            return Refusal(relation.schema, relation.name, "LAYOUT_DOES_NOT_FIT", f"partition or sort in its settings: {why}", fix)
         times = [column.name for column in relation.columns if column.iceberg == "time"]
         if wanted is None or "spark" not in wanted.readers or not times:
             return None
@@ -198,6 +204,13 @@ class Lakehouse:
             f"spark is a reader of it and cannot read its time columns ({', '.join(times)})",
             f'take spark out of readers in [tables."{name}"], or the table out of the source\'s tables',
         )
+
+    def _table_settings(self, relation: Relation) -> TableSettings | None:
+        return self.project.tables.get(str(relation.id)) or self.project.tables.get(f"{relation.schema}.*")
+
+    def _layout(self, relation: Relation) -> Layout:
+        settings = self._table_settings(relation)
+        return settings.layout if settings is not None else Layout()
 
     def _retention(self) -> Policy:
         retention = self.project.retention

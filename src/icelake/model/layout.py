@@ -16,14 +16,16 @@ _WITH_WIDTH = ("bucket", "truncate")
 _DATES = frozenset({"date", "timestamp", "timestamptz"})
 _COUNTED = frozenset({"int", "long", "decimal", "string", "binary"})
 SOURCES: Mapping[str, frozenset[str]] = {
-    # No floating point: a partition would be named NaN, and -0.0 and 0.0 would be two of them.
-    "identity": _COUNTED | _DATES | {"boolean", "time", "uuid"},
+    # No floating point: a partition would be named NaN, and -0.0 and 0.0 would be two of them. No uuid, here and in bucket: DuckDB
+    # 1.5.5 hashes uuids otherwise and PyIceberg 0.12 compares them with their own bytes as unequal, and both then hide rows.
+    "identity": _COUNTED | _DATES | {"boolean", "time"},
     "year": _DATES,
     "month": _DATES,
     "day": _DATES,
     "hour": _DATES - {"date"},
-    "bucket": _COUNTED | _DATES | {"time", "uuid"},
-    "truncate": _COUNTED,
+    "bucket": _COUNTED | _DATES | {"time"},
+    # DuckDB 1.5.5 truncates decimals to 64 bits and hides rows, or stops with an internal error.
+    "truncate": _COUNTED - {"decimal"},
 }
 """Transform -> the types it takes."""
 _TIMES = ("year", "month", "day", "hour")

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from icelake.errors import ProjectError
+from icelake.model.layout import Layout, PartitionField, SortField
 from icelake.project.lines import key_lines, line_of
 from icelake.project.project import (
+    READS_V3,
     CommitSettings,
     Project,
     QuerySettings,
@@ -61,6 +63,16 @@ def _folder(text: str) -> str:
     return text
 
 
+def _partition(text: str) -> str:
+    PartitionField.parse(text)
+    return text
+
+
+def _sort(text: str) -> str:
+    SortField.parse(text)
+    return text
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 Duration = Annotated[str, AfterValidator(_duration)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -93,6 +105,9 @@ class _Source(_Part):
 class _Table(_Part):
     readers: Annotated[list[Reader], Field(min_length=1)] = ["duckdb"]
     on_value_error: ValuePolicy = "stop"
+    partition: list[Annotated[str, AfterValidator(_partition)]] = []
+    sort: list[Annotated[str, AfterValidator(_sort)]] = []
+    format: Literal[2, 3] | None = None
 
 
 class _Commit(_Part):
@@ -190,7 +205,7 @@ def _project(writing: _Writing, checked: _File, profile: str | None) -> Project:
         profile=chosen,
         lake=(root / checked.lake.folder).absolute(),
         sources=sources,
-        tables={name: TableSettings(tuple(table.readers), table.on_value_error) for name, table in checked.tables.items()},
+        tables={name: _table(writing, name, table) for name, table in checked.tables.items()},
         commit=CommitSettings(checked.commit.interval_ms, checked.commit.batch_mb),
         retention=_retention(writing, checked.retention),
         query=QuerySettings(checked.query.memory_limit),
@@ -210,6 +225,24 @@ def _source(writing: _Writing, root: Path, name: str, source: _Source) -> Source
     else:
         raise writing.error("PROJECT_BAD_VALUE", place, "a secret has one place", "", 'write either { env = "NAME" } or { file = "path" }')
     return SourceSettings(name, secret, tuple(source.tables), tuple(source.exclude))
+
+
+def _table(writing: _Writing, name: str, table: _Table) -> TableSettings:
+    only_v2 = [reader for reader in table.readers if reader not in READS_V3]
+    if only_v2 and table.format == 3:
+        raise writing.error(
+            "PROJECT_BAD_VALUE",
+            ("tables", name, "format"),
+            f"version 3 is not for {', '.join(only_v2)}",
+            f"a reader of the table was not seen to read it; these were: {', '.join(sorted(READS_V3))}",
+            "leave format out, or take the engine out of readers",
+        )
+    layout = Layout(
+        tuple(map(PartitionField.parse, table.partition)),
+        tuple(map(SortField.parse, table.sort)),
+        table.format or (2 if only_v2 else 3),
+    )
+    return TableSettings(tuple(table.readers), table.on_value_error, layout)
 
 
 def _wants(source: SourceSettings, table: str) -> bool:
@@ -258,9 +291,8 @@ def _explain(writing: _Writing, content: dict[str, Any], error: ValidationError)
     else:
         code, what, why = "PROJECT_BAD_VALUE", first["msg"].removeprefix("Value error, "), ""
         if first["type"] == "literal_error":
-            choices = (
-                [str(choice) for choice in get_args(Reader)] if "readers" in path else re.findall(r"'([^']*)'", first["ctx"]["expected"])
-            )
+            expected = [word.strip("'") for word in re.split(r",\s*|\s+or\s+", first["ctx"]["expected"])]
+            choices = [str(choice) for choice in get_args(Reader)] if "readers" in path else expected
             what = f"{first['input']!r} is not a choice"
             why, fix = _near(str(first["input"]), choices), f"choose of: {', '.join(choices)}"
         elif first["type"] == "string_pattern_mismatch":
@@ -282,6 +314,8 @@ _EXAMPLES = {
     "tables": 'tables = ["public.*"]',
     "exclude": 'exclude = ["public.audit"]',
     "readers": 'readers = ["duckdb", "spark"]',
+    "partition": 'partition = ["day(placed_at)", "bucket(16, customer_id)"]',
+    "sort": 'sort = ["customer_id", "placed_at desc"]',
 }
 
 _UNION_ARMS = ("str", "_Reference")

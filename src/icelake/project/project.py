@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from icelake.model.layout import Layout
 from icelake.project.secret import Secret
 
-Reader = Literal["duckdb", "flink", "pyiceberg", "spark", "trino"]
+Reader = Literal["duckdb", "flink", "pyiceberg", "spark", "trino", "athena", "bigquery", "clickhouse", "redshift", "snowflake"]
+READS_V3: frozenset[Reader] = frozenset({"duckdb", "flink", "pyiceberg", "spark", "trino"})
+"""Engines that were seen to read format version 3 with deletion vectors as it is written here. The others get version 2."""
 ValuePolicy = Literal["stop"]
 
 
@@ -23,10 +26,14 @@ class SourceSettings:
 
 @dataclass(frozen=True, slots=True)
 class TableSettings:
-    """``readers``: the engines that must be able to read the table. ``on_value_error``: what a value out of contract does."""
+    """``readers``: the engines that must be able to read the table. ``on_value_error``: what a value out of contract does.
+
+    ``layout``: how it is made; later changes to it are refused.
+    """
 
     readers: tuple[Reader, ...]
     on_value_error: ValuePolicy
+    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)

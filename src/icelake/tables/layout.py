@@ -2,8 +2,9 @@
 
 Promises that every row of a file has the file's partition values, by the transforms of the table's one partition spec, and that
 rows of a file follow the table's sort order. Splitting costs a sort of the rows, however many partitions they are in. A partition
-value is carried in the form Avro stores it (spec, Appendix A): whole numbers for dates and times, fixed bytes for decimals and uuids,
-so no value is too old or too long for a Python date. No I/O. Raises ForeignChange for a layout that is not one of ours.
+value is carried in the form Avro stores it (spec, Appendix A): whole numbers for dates and times, fixed bytes for decimals, so no
+value is too old or too long for a Python date. No I/O. Raises ForeignChange for a layout that is not one of ours, ValueOutOfContract
+for a value that has no partition.
 """
 
 import re
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from icelake.errors import ForeignChange
+from icelake.errors import ForeignChange, ValueOutOfContract
 from icelake.model.layout import Layout, PartitionField, SortField
 from icelake.model.types import Primitive
 from icelake.ports import Json
@@ -71,7 +72,7 @@ class BoundLayout:
         n = rows.num_rows
         if not n:
             return None, []
-        values = [transforms.apply(one.declared.transform, one.declared.width, _column(rows, one.declared.column)) for one in self.fields]
+        values = [_partitioned(one.declared, _column(rows, one.declared.column)) for one in self.fields]
         code, first = _factorize(values, n)
         keys: dict[str, Any] = {} if len(first) == 1 else {"partition": pa.array(code)}
         order_by: list[Any] = [("partition", "ascending", "at_end")] if keys else []
@@ -99,14 +100,8 @@ class BoundLayout:
         """The inverse of ``record``."""
         return tuple(record[one.name] for one in self.fields)
 
-    def summaries(self, partitions: Iterable[Partition]) -> list[Json] | None:
-        """What a manifest list says of the partitions in a manifest (spec, Manifest Lists, ``field_summary``).
-
-        Nothing at all if one is a uuid: engines disagree on the order of uuids, so a bound could hide rows, and one that is left
-        out says that there are only nulls.
-        """
-        if any(one.kind == "uuid" for one in self.fields):
-            return None
+    def summaries(self, partitions: Iterable[Partition]) -> list[Json]:
+        """What a manifest list says of the partitions in a manifest (spec, Manifest Lists, ``field_summary``)."""
         distinct = set(partitions)
         out: list[Json] = []
         for place, one in enumerate(self.fields):
@@ -228,7 +223,7 @@ def serialized(value: Any, kind: str) -> bytes:
             return pack("<q", value)
         case "string":
             return str(value).encode()
-        case "binary" | "uuid":
+        case "binary":
             return bytes(value)
     number = int.from_bytes(value, "big", signed=True)
     return number.to_bytes((number if number >= 0 else ~number).bit_length() // 8 + 1, "big", signed=True)
@@ -248,7 +243,7 @@ def decimal_bytes(precision: int) -> int:
 
 def raw_values(column: "pa.Array[Any]", kind: str) -> Sequence[Any]:
     """Transformed values in the form Avro stores them in."""
-    if kind in ("boolean", "string", "binary", "uuid"):
+    if kind in ("boolean", "string", "binary"):
         return column.to_pylist()
     declared = Primitive(kind).decimal
     if declared is not None:
@@ -266,6 +261,18 @@ def raw_values(column: "pa.Array[Any]", kind: str) -> Sequence[Any]:
 def _column(rows: pa.Table | pa.RecordBatch, name: str) -> Any:
     column: Any = rows.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _partitioned(field: PartitionField, column: Any) -> Any:
+    values = transforms.apply(field.transform, field.width, column)
+    if pa.types.is_timestamp(column.type) and field.transform in ("day", "month") and (transforms.whole_numbers(values) < 0).any():
+        raise ValueOutOfContract(
+            "PARTITION_BEFORE_1970",
+            f"{field.column!r} holds a time before 1970, and the table is partitioned by its {field.transform}",
+            "DuckDB 1.5.5 rounds such times the other way, and would hide the row from questions that ask for it",
+            f"nothing was committed; partition by year({field.column}) or hour({field.column}) in a new lake, or correct the row",
+        )
+    return values
 
 
 def _sortable(column: Any) -> Any:

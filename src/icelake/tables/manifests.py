@@ -244,8 +244,6 @@ _AVRO_TYPES: Mapping[str, Any] = {
 
 def _avro_type(kind: str, ident: int) -> Any:
     """The Avro type of a partition field (spec, Appendix A, Avro). The names of fixed types must differ within a schema."""
-    if kind == "uuid":
-        return {"type": "fixed", "name": f"uuid_{ident}", "size": 16, "logicalType": "uuid"}
     declared = Primitive(kind).decimal
     if declared is None:
         return _AVRO_TYPES[kind]

@@ -57,14 +57,13 @@ def hashes(column: "pa.Array[Any]") -> npt.NDArray[np.int64]:
         return _hash(values, edges[:-1], edges[1:])
     if pa.types.is_decimal128(kind):
         # The unscaled value in as few bytes, big-endian, as two's complement allows.
-        number = np.ascontiguousarray(_wide(column).view(np.uint8).reshape(n, 16)[:, ::-1])
+        stored = column.buffers()[1]
+        assert stored is not None
+        number = np.ascontiguousarray(np.frombuffer(memoryview(stored), np.uint8, n * 16, column.offset * 16).reshape(n, 16)[:, ::-1])
         sign = number[:, :1] >> 7
         idle = (number[:, :-1] == sign * 255) & (number[:, 1:] >> 7 == sign)
         ends = np.arange(1, n + 1, dtype=np.int64) * 16
         return _hash(number.reshape(-1), ends - 16 + np.cumprod(idle, axis=1).sum(axis=1), ends)
-    if pa.types.is_fixed_size_binary(kind):
-        ends = np.arange(1, n + 1, dtype=np.int64) * 16
-        return _hash(_wide(column).view(np.uint8), ends - 16, ends)
     ends = np.arange(1, n + 1, dtype=np.int64) * 8
     return _hash(whole_numbers(column).view(np.uint8), ends - 8, ends)
 
@@ -93,29 +92,11 @@ def _truncate(width: int, column: "pa.Array[Any]") -> "pa.Array[Any]":
         return pc.utf8_slice_codeunits(column, 0, width)  # Arrow means code points
     if pa.types.is_binary(kind):
         return pc.binary_slice(column, 0, width)
-    if not pa.types.is_decimal128(kind):
-        values = whole_numbers(column)
-        rest = np.mod(values, width)
-        if (values < np.iinfo(np.int64).min + rest).any():
-            raise _too_large(column)
-        return _nulled(values - rest, column, kind)
-    # 128 bits as two words: (high * 2^64 + low) mod width, each step of which fits into 64 bits.
-    words = _wide(column).reshape(-1, 2)
-    low, high = words[:, 0], words[:, 1].view(np.int64)
-    step = np.uint64(width)
-    upper = np.mod(high, np.int64(width)).astype(np.uint64)
-    lower = (upper * np.uint64((1 << 64) % width) + low % step) % step
-    out = np.empty_like(words)
-    out[:, 0] = low - lower
-    out[:, 1] = (high - (low < lower)).view(np.uint64)
-    least = -(10**kind.precision) + 1
-    floor_high, floor_low = np.int64(least >> 64), np.uint64(least & ((1 << 64) - 1))
-    below = out[:, 1].view(np.int64) < floor_high
-    below |= (out[:, 1].view(np.int64) == floor_high) & (out[:, 0] < floor_low)
-    if below.any():
+    values = whole_numbers(column)
+    rest = np.mod(values, width)
+    if (values < np.iinfo(np.int64).min + rest).any():
         raise _too_large(column)
-    whole = pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(out.tobytes())])
-    return pc.if_else(column.is_valid(), whole, None) if column.null_count else whole
+    return _nulled(values - rest, column, kind)
 
 
 def _nulled(values: npt.NDArray[Any], column: "pa.Array[Any]", kind: pa.DataType) -> "pa.Array[Any]":
@@ -127,17 +108,6 @@ def _nulled(values: npt.NDArray[Any], column: "pa.Array[Any]", kind: pa.DataType
     mask = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
     found: pa.Array[Any] = pa.array(stored, mask=mask)
     return found.view(kind)
-
-
-def _wide(column: "pa.Array[Any]") -> npt.NDArray[np.uint64]:
-    """16-byte values as uint64 [n * 2], zero for nulls."""
-    data = column.buffers()[1]
-    words = np.frombuffer(memoryview(data), np.uint64, len(column) * 2, column.offset * 16) if data is not None else np.empty(0, np.uint64)
-    if column.null_count:
-        # What lies under a null is anything, and must not be too large for a transform.
-        words = words.copy()
-        words.reshape(-1, 2)[column.is_null().to_numpy(zero_copy_only=False)] = 0
-    return words
 
 
 def _too_large(column: "pa.Array[Any]") -> ValueOutOfContract:

@@ -83,7 +83,7 @@ RELATION = Relation(1, "public", "t", tuple(Column(f"c_{kind[:4]}", n, 0, -1, ""
     ("partition", "sort", "says"),
     [
         (
-            ["c_int", "bucket(4, c_int)", "day(c_time)", "truncate(2, c_deci)", "c_uuid", "c_bool", "year(c_date)"],
+            ["c_int", "bucket(4, c_int)", "day(c_time)", "bucket(2, c_deci)", "c_bool", "year(c_date)"],
             ["c_doub", "c_int desc"],
             "",
         ),
@@ -94,7 +94,8 @@ RELATION = Relation(1, "public", "t", tuple(Column(f"c_{kind[:4]}", n, 0, -1, ""
         (["c_doub"], [], "identity does not take 'c_doub', which is double; choose of: no transform"),
         (["day(c_int)"], [], "choose of: identity, bucket, truncate"),
         (["hour(c_date)"], [], "choose of: identity, year, month, day, bucket"),
-        (["truncate(3, c_uuid)"], [], "choose of: identity, bucket"),
+        (["truncate(3, c_deci)"], [], "choose of: identity, bucket"),
+        (["bucket(3, c_uuid)"], [], "choose of: no transform"),
         (["bucket(3, c_bool)"], [], "choose of: identity"),
         (["day(c_time)", "month(c_time)"], [], "twice in the same way; leave month(c_time) out"),
         (["bucket(3, c_int)", "bucket(4, c_int)"], [], "twice in the same way"),

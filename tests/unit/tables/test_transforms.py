@@ -6,13 +6,12 @@ from decimal import Context, Decimal
 from typing import Any
 
 import mmh3
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyiceberg.transforms import parse_transform
-from pyiceberg.types import DecimalType, NestedField, PrimitiveType
+from pyiceberg.types import NestedField, PrimitiveType
 from pyiceberg.utils.decimal import decimal_to_bytes
 
 from icelake.errors import ValueOutOfContract
@@ -28,7 +27,6 @@ KINDS: dict[str, st.SearchStrategy[Any]] = {
     "timestamp": st.datetimes().map(lambda moment: (moment - dt.datetime(1970, 1, 1)) // dt.timedelta(microseconds=1)),
     "string": st.text(max_size=12),
     "binary": st.binary(max_size=12),
-    "uuid": st.binary(min_size=16, max_size=16),
     "decimal(9,2)": st.decimals("-9999999.99", "9999999.99", places=2),
     "decimal(38,4)": st.integers(-(10**38) + 1, 10**38 - 1).map(lambda number: Decimal(number).scaleb(-4, WIDE)),
 }
@@ -77,7 +75,6 @@ def test_hashes_of_the_spec() -> None:
         ("timestamp", 1_510_871_468_000_000, -2047944441),
         ("timestamptz", 1_510_871_468_000_000, -2047944441),
         ("string", "iceberg", 1210000089),
-        ("uuid", bytes.fromhex("f79c3e09677c4bbda4793f349cb785e7"), 1488055340),
         ("binary", b"\x00\x01\x02\x03", -188683207),
     ]
     for kind, value, expected in examples:
@@ -96,42 +93,20 @@ def test_decimals_are_hashed_as_their_shortest_bytes(number: int) -> None:
     assert transforms.hashes(array("decimal(38,0)", [value])).tolist() == [mmh3.hash(decimal_to_bytes(value))]
 
 
-@given(data=st.data(), kind=st.sampled_from(["int", "long", "string", "binary", "decimal(9,2)", "decimal(38,4)"]), width=WIDTHS)
+@given(data=st.data(), kind=st.sampled_from(["int", "long", "string", "binary"]), width=WIDTHS)
 @settings(max_examples=100, deadline=None)
 def test_truncated_values_are_pyiceberg_s(data: st.DataObject, kind: str, width: int) -> None:
     values = data.draw(st.lists(st.none() | KINDS[kind], max_size=6))
-    source = iceberg(kind)
-    expected = [None if value is None else exactly(kind, value, width) for value in values]
-    reference = parse_transform(f"truncate[{width}]").transform(source)
-    with np.errstate(all="raise"):
-        if any(value is not None and not fits(kind, value) for value in expected):
-            with pytest.raises(ValueOutOfContract):
-                transforms.apply("truncate", width, array(kind, values))
-            return
-        found = transforms.apply("truncate", width, array(kind, values))
+    reference = parse_transform(f"truncate[{width}]").transform(iceberg(kind))
+    expected = [None if value is None else reference(value) for value in values]
+    least = {"int": -(2**31), "long": -(2**63)}.get(kind)
+    if least is not None and any(value is not None and value < least for value in expected):
+        with pytest.raises(ValueOutOfContract):
+            transforms.apply("truncate", width, array(kind, values))
+        return
+    found = transforms.apply("truncate", width, array(kind, values))
     assert found.type == arrow_type(kind)
     assert found.to_pylist() == expected
-    if not kind.startswith("decimal(38"):  # PyIceberg computes decimals with 28 digits
-        assert found.to_pylist() == [None if value is None else reference(value) for value in values]
-
-
-def exactly(kind: str, value: Any, width: int) -> Any:
-    if kind in ("string", "binary"):
-        return value[:width]
-    if not kind.startswith("decimal"):
-        return value - value % width
-    scale = int(kind[:-1].partition(",")[2])
-    number = int(value.scaleb(scale, WIDE))
-    return Decimal(number - number % width).scaleb(-scale, WIDE)
-
-
-def fits(kind: str, value: Any) -> bool:
-    if kind in ("int", "long"):
-        return bool(value >= -(2 ** (31 if kind == "int" else 63)))
-    if not kind.startswith("decimal"):
-        return True
-    precision, scale = DecimalType(*map(int, kind[8:-1].split(","))).precision, int(kind[:-1].partition(",")[2])
-    return bool(abs(int(value.scaleb(scale, WIDE))) < 10**precision)
 
 
 @given(data=st.data(), kind=st.sampled_from(["date", "timestamp", "timestamptz"]), unit=st.sampled_from(["year", "month", "day", "hour"]))
@@ -172,7 +147,7 @@ def test_what_has_no_partition_is_refused() -> None:
     assert whole(transforms.apply("day", None, last)) == [106_751_982]
     with pytest.raises(ValueOutOfContract, match="PARTITION_VALUE"):
         transforms.apply("hour", None, last)
-    for kind, least in (("int", -(2**31)), ("long", -(2**63)), ("decimal(3,0)", Decimal(-999))):
+    for kind, least in (("int", -(2**31)), ("long", -(2**63))):
         with pytest.raises(ValueOutOfContract, match="PARTITION_VALUE"):
             transforms.apply("truncate", 10, array(kind, [least]))
 
@@ -186,9 +161,5 @@ def test_nothing_comes_of_nothing() -> None:
 
 
 def test_what_lies_under_a_null_does_not_matter() -> None:
-    words = np.array([[2**64 - 1, 2**63], [5, 0]], np.uint64)
-    bitmap = pa.py_buffer(bytes([0b10]))
-    column = pa.Array.from_buffers(pa.decimal128(3, 0), 2, [bitmap, pa.py_buffer(words.tobytes())])
-    assert transforms.apply("truncate", 10, column).to_pylist() == [None, Decimal(0)]
-    numbers = pa.Array.from_buffers(pa.int64(), 2, [bitmap, pa.py_buffer(struct.pack("<qq", -(2**63), 25))])
+    numbers = pa.Array.from_buffers(pa.int64(), 2, [pa.py_buffer(bytes([0b10])), pa.py_buffer(struct.pack("<qq", -(2**63), 25))])
     assert transforms.apply("truncate", 10, numbers).to_pylist() == [None, 20]
