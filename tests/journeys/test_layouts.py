@@ -26,9 +26,10 @@ partition = ["year(born)"]
 CHANGES = [
     # Rows change their partition, lose what they were partitioned by, go, and come again under other keys.
     "update orders set placed = placed + interval '1 day' where id % 3 = 0; update orders set note = null where id % 50 = 1",
-    "delete from orders where id % 7 = 2; update customers set born = born - 4000 where id % 2 = 0; delete from customers where id > 199",
-    "update customers set id = id + 1000 where id between 20 and 30 and id not in (select customer from orders)",
-    "insert into orders (customer, total, placed, note) select 1 + n % 100, n, '2020-02-29', 'note ' || n % 3 from generate_series(1, 99) n",
+    "delete from orders where id % 7 = 2; update customers set born = born - 4000 where id % 2 = 0",
+    "delete from orders where customer > 190",
+    "delete from customers where id > 190; insert into customers select n, 'new', '1931-01-01' from generate_series(191, 195) n",
+    "insert into orders (customer, total, placed, note) select n, n, '2020-02-29', null from generate_series(1, 99) n",
 ]
 
 
@@ -47,7 +48,17 @@ def other(shop: Shell, was: str, now: str) -> None:
     file.write_text(text.replace(was, now))
 
 
+def refused(shop: Shell, was: str, now: str, code: str) -> None:
+    """With that other setting a sync ends in that error."""
+    other(shop, was, now)
+    with Lakehouse.open(shop.folder) as lake, pytest.raises(UnsupportedTable, match=code):
+        lake.sync()
+    other(shop, now, was)
+
+
 def test_a_shop_in_partitions(shop: Shell) -> None:
+    other(shop, 'tables = ["public.*"]', 'tables = ["public.orders", "public.customers"]')
+    refused(shop, "bucket(4, customer)", "day(customer)", "(?s)LAYOUT_DOES_NOT_FIT.*identity, bucket, truncate")
     with Lakehouse.open(shop.folder) as lake:
         lake.sync()
         for change in CHANGES * 2:
@@ -56,22 +67,13 @@ def test_a_shop_in_partitions(shop: Shell) -> None:
         report = lake.verify()
         assert report["equal"] is True, report
         assert {table["name"] for table in lake.tables()} == {"public.customers", "public.orders"}
-        (moved,) = lake.query("select count(*) as n from orders where note is null").to_pylist()
-        assert moved["n"] > 0
         (there,) = lake.query("select count(*) as n from orders where placed = '2020-02-29'").to_pylist()
         (born,) = lake.query("select count(*) as n from customers where born < '1965-01-01'").to_pylist()
         assert there["n"] > 0
         assert born["n"] > 0
     # The layout stays what it was when the tables were made.
-    for was, now, code in (
-        ("bucket(4, customer)", "bucket(5, customer)", "LAYOUT_CHANGED"),
-        ('sort = ["customer"', 'sort = ["id"', "LAYOUT_CHANGED"),
-        ("bucket(4, customer)", "day(customer)", "LAYOUT_DOES_NOT_FIT"),
-    ):
-        other(shop, was, now)
-        with Lakehouse.open(shop.folder) as lake, pytest.raises(UnsupportedTable, match=code):
-            lake.sync()
-        other(shop, now, was)
+    refused(shop, "bucket(4, customer)", "bucket(5, customer)", "LAYOUT_CHANGED")
+    refused(shop, 'sort = ["customer"', 'sort = ["id"', "LAYOUT_CHANGED")
     with Lakehouse.open(shop.folder) as lake:
         assert lake.verify()["equal"] is True
     other(shop, 'partition = ["year(born)"]', 'partition = ["year(born)"]\nformat = 3')
