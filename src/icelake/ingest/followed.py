@@ -304,7 +304,8 @@ class Followed:
         return hash_keys(keys, self.index.seed)
 
     def _append(self, rows: pa.RecordBatch, keys: npt.NDArray[np.uint64], row_ids: npt.NDArray[np.int64]) -> None:
-        placed = self._begin().append(rows, row_ids if (row_ids >= 0).any() else None)
+        explicit = row_ids if (row_ids >= 0).any() else None
+        placed = self._begin().append(rows, explicit)
         self.index.put(keys, placed.file_no, placed.positions, row_ids)
 
     def _row_ids(
