@@ -24,6 +24,7 @@ from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable
 from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.ingest.control import snapshot_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
+from icelake.model.layout import Layout
 from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.marker import LOAD, LSN, SLOT, SOURCE, Cut
 from icelake.model.parking import Parking
@@ -32,7 +33,7 @@ from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
 from icelake.observe.faults import FaultPoint, fault_point, plant
 from icelake.ports import Json, LoadedTable
-from icelake.project import Project, SourceSettings, load_project
+from icelake.project import Project, SourceSettings, TableSettings, load_project
 from icelake.sources.postgres.choices import choose
 from icelake.sources.postgres.doctor import Question, check
 from icelake.sources.postgres.server import PostgresSource
@@ -244,6 +245,7 @@ class Lakehouse:
                 batch_bytes=commit.batch_mb << 20,
                 retention=self._retention(),
             ),
+            self._layout,
         )
         try:
             yield applier
@@ -252,14 +254,16 @@ class Lakehouse:
 
     def _judge(self, relation: Relation) -> Relation | Refusal:
         """The relation as the project wants it mirrored, or what stands against that."""
-        name = str(relation.id)
-        exact = name in self.project.tables
-        wanted = self.project.tables.get(name) or self.project.tables.get(f"{relation.schema}.*")
+        wanted = self._table_settings(relation)
         if wanted is None:
             return relation
-        chosen = choose(relation, wanted.out_of_range, wanted.columns, exact=exact)
+        chosen = choose(relation, wanted.out_of_range, wanted.columns, exact=str(relation.id) in self.project.tables)
         if isinstance(chosen, Refusal):
             return chosen
+        misfit = self._layout(relation).misfit(chosen)
+        if misfit is not None:
+            why, fix = misfit
+            return Refusal(relation.schema, relation.name, "LAYOUT_DOES_NOT_FIT", f"partition or sort in its settings: {why}", fix)
         times = [column.name for column in chosen.columns if column.iceberg == "time"]
         if "spark" not in wanted.readers or not times:
             return chosen
@@ -268,8 +272,15 @@ class Lakehouse:
             relation.name,
             "READER_CANNOT",
             f"spark is a reader of it and cannot read its time columns ({', '.join(times)})",
-            f'take spark out of readers in [tables."{name}"], or the table out of the source\'s tables',
+            f'take spark out of readers in [tables."{relation.id}"], or the table out of the source\'s tables',
         )
+
+    def _table_settings(self, relation: Relation) -> TableSettings | None:
+        return self.project.tables.get(str(relation.id)) or self.project.tables.get(f"{relation.schema}.*")
+
+    def _layout(self, relation: Relation) -> Layout:
+        settings = self._table_settings(relation)
+        return settings.layout if settings is not None else Layout()
 
     def _retention(self) -> Policy:
         retention = self.project.retention

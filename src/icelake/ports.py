@@ -341,8 +341,18 @@ class CatalogReader(Protocol):
 class Catalog(CatalogReader, Protocol):
     """Tables by name, and commits over many of them that happen whole or not at all."""
 
-    def create(self, table: TableId, schema: Json, properties: Mapping[str, str], location: str | None = None) -> LoadedTable:
-        """A new, empty, unpartitioned, unsorted format-version 3 table. Raises AlreadyExists."""
+    def create(
+        self,
+        table: TableId,
+        schema: Json,
+        properties: Mapping[str, str],
+        location: str | None = None,
+        *,
+        partition_spec: Json | None = None,
+        sort_order: Json | None = None,
+        format_version: int = 3,
+    ) -> LoadedTable:
+        """A new, empty table; unpartitioned, unsorted and of format version 3 unless said otherwise. Raises AlreadyExists."""
         ...
 
     def commit(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable]:

@@ -513,14 +513,35 @@ class SimCatalog:
         finally:
             world.committing = None
 
-    def create(self, table: TableId, schema: Json, properties: Mapping[str, str], location: str | None = None) -> LoadedTable:
+    def create(
+        self,
+        table: TableId,
+        schema: Json,
+        properties: Mapping[str, str],
+        location: str | None = None,
+        *,
+        partition_spec: Json | None = None,
+        sort_order: Json | None = None,
+        format_version: int = 3,
+    ) -> LoadedTable:
         world = self._world
         fault = world.enter(self._process, "catalog.create")
         if fault == "error":
             raise world.unreachable("catalog.create")
         if fault == "unknown undone":
             raise CommitUnknown("SIM_UNKNOWN", "the request was lost")
-        made: LoadedTable = self._write("create", lambda: world.server.create(table, schema, properties, location))
+        made: LoadedTable = self._write(
+            "create",
+            lambda: world.server.create(
+                table,
+                schema,
+                properties,
+                location,
+                partition_spec=partition_spec,
+                sort_order=sort_order,
+                format_version=format_version,
+            ),
+        )
         if fault == "unknown done":
             raise CommitUnknown("SIM_UNKNOWN", "the answer was lost")
         world.leave(self._process, "catalog.create", fault)

@@ -1,8 +1,8 @@
 """Table metadata as pure functions: a new table, checking a commit's requirements, applying its updates.
 
-Metadata, requirements and updates are JSON objects in the shapes of the Iceberg table spec (Appendix C, format version 3) and
-the REST specification (TableRequirement, TableUpdate). Nothing here does I/O or changes what it was given: ``apply`` copies only
-the lists it touches, so metadata may be shared and cached.
+Metadata, requirements and updates are JSON objects in the shapes of the Iceberg table spec (Appendix C, format version 3; version
+2 is the same without row lineage) and the REST specification (TableRequirement, TableUpdate). Nothing here does I/O or changes what
+it was given: ``apply`` copies only the lists it touches, so metadata may be shared and cached.
 
 Fails with ``CommitConflict`` when the request was made for another state of the table (HTTP 409), and with ``ProjectError`` when
 the request is wrong in itself (HTTP 400). An update that is not known is refused, never passed over.
@@ -14,7 +14,6 @@ from typing import Any
 from icelake.errors import CommitConflict, ProjectError
 from icelake.ports import Json
 
-FORMAT_VERSION = 3
 PREVIOUS_VERSIONS = "write.metadata.previous-versions-max"
 _DEFAULT_PREVIOUS_VERSIONS = 100
 _FIRST_PARTITION_ID = 1000
@@ -22,11 +21,28 @@ _FIRST_PARTITION_ID = 1000
 _REF_FIELDS = ("snapshot-id", "type", "min-snapshots-to-keep", "max-snapshot-age-ms", "max-ref-age-ms")
 
 
-def new_table(uuid: str, location: str, schema: Json, properties: Mapping[str, str], now_ms: int) -> Json:
-    """Metadata of an empty, unpartitioned, unsorted version 3 table. The schema gets the id 0; its field ids are kept."""
+def new_table(
+    uuid: str,
+    location: str,
+    schema: Json,
+    properties: Mapping[str, str],
+    now_ms: int,
+    *,
+    partition_spec: Json | None = None,
+    sort_order: Json | None = None,
+    format_version: int = 3,
+) -> Json:
+    """Metadata of an empty table: unpartitioned and unsorted unless said otherwise. The schema gets the id 0; field ids are kept."""
     fields = _check_schema(schema)
-    return {
-        "format-version": FORMAT_VERSION,
+    if format_version not in (2, 3):
+        raise _bad("create", f"there is no format version {format_version} here, only 2 and 3")
+    spec = {"spec-id": 0, "fields": [], **(partition_spec or {})}
+    order = {"order-id": 0, "fields": [], **(sort_order or {})}
+    for field in (*spec["fields"], *order["fields"]):
+        if _int(field, "source-id", "create") not in fields:
+            raise _bad("create", f"there is no field {field['source-id']} to partition or sort by")
+    new: Json = {
+        "format-version": format_version,
         "table-uuid": uuid,
         "location": location,
         "last-sequence-number": 0,
@@ -34,13 +50,12 @@ def new_table(uuid: str, location: str, schema: Json, properties: Mapping[str, s
         "last-column-id": max(fields, default=0),
         "current-schema-id": 0,
         "schemas": [{**schema, "schema-id": 0}],
-        "default-spec-id": 0,
-        "partition-specs": [{"spec-id": 0, "fields": []}],
-        "last-partition-id": _FIRST_PARTITION_ID - 1,
-        "default-sort-order-id": 0,
-        "sort-orders": [{"order-id": 0, "fields": []}],
+        "default-spec-id": spec["spec-id"],
+        "partition-specs": [spec],
+        "last-partition-id": max((_int(field, "field-id", "create") for field in spec["fields"]), default=_FIRST_PARTITION_ID - 1),
+        "default-sort-order-id": order["order-id"],
+        "sort-orders": [order],
         "properties": dict(properties),
-        "next-row-id": 0,
         "refs": {},
         "snapshots": [],
         "snapshot-log": [],
@@ -48,6 +63,9 @@ def new_table(uuid: str, location: str, schema: Json, properties: Mapping[str, s
         "statistics": [],
         "partition-statistics": [],
     }
+    if format_version >= 3:
+        new["next-row-id"] = 0
+    return new
 
 
 # ---------------------------------------------------------------------------------------------------------- requirements
@@ -195,12 +213,15 @@ def _add_snapshot(change: _Change, update: Json) -> None:
     sequence = _int(snapshot, "sequence-number", action)
     if sequence != new["last-sequence-number"] + 1:
         raise _conflict(action, f"the next sequence number is {new['last-sequence-number'] + 1}, the snapshot has {sequence}")
-    first = _int(snapshot, "first-row-id", action)
-    if first != new["next-row-id"]:
+    lineage = new["format-version"] >= 3
+    first = _int(snapshot, "first-row-id", action) if lineage else 0
+    if lineage and first != new["next-row-id"]:
         raise _conflict(action, f"the next row id is {new['next-row-id']}, the snapshot begins at {first}")
-    rows = _int(snapshot, "added-rows", action)
+    rows = _int(snapshot, "added-rows", action) if lineage else 0
     if rows < 0:
         raise _bad(action, "added-rows is negative")
+    if not lineage and not snapshot.keys().isdisjoint({"first-row-id", "added-rows"}):
+        raise _bad(action, "a version 2 table has no row ids")
     timestamp = _int(snapshot, "timestamp-ms", action)
     log = new["snapshot-log"]
     newest = max([log[-1]["timestamp-ms"] if log else 0, *(other["timestamp-ms"] for other in change.added.values())])
@@ -212,7 +233,8 @@ def _add_snapshot(change: _Change, update: Json) -> None:
         raise _bad(action, f"there is no schema {snapshot['schema-id']}")
     new["snapshots"] = [*new["snapshots"], snapshot]
     new["last-sequence-number"] = sequence
-    new["next-row-id"] = first + rows
+    if lineage:
+        new["next-row-id"] = first + rows
     change.snapshots().add(ident)
     change.added[ident] = snapshot
 

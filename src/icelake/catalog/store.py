@@ -116,14 +116,33 @@ class SqliteCatalog:
 
     # ------------------------------------------------------------------------------------------------------ writing
 
-    def create(self, table: TableId, schema: Json, properties: Mapping[str, str], location: str | None = None) -> LoadedTable:
-        """A new, empty v3 table. Without ``location`` it gets a folder of its own below the warehouse."""
+    def create(
+        self,
+        table: TableId,
+        schema: Json,
+        properties: Mapping[str, str],
+        location: str | None = None,
+        *,
+        partition_spec: Json | None = None,
+        sort_order: Json | None = None,
+        format_version: int = 3,
+    ) -> LoadedTable:
+        """``ports.Catalog.create``. Without ``location`` the table gets a folder of its own below the warehouse."""
         uuid = self._chance.uuid()
         if location is None:
             # The uuid keeps tables apart that a file system might not: by case, or by characters that cannot be in a path.
             location = f"{self._warehouse}/{_in_path(table.namespace)}/{_in_path(table.name)}-{uuid.replace('-', '')[:8]}"
         location = location.rstrip("/")
-        new = table_metadata.new_table(uuid, location, schema, properties, self._now_ms())
+        new = table_metadata.new_table(
+            uuid,
+            location,
+            schema,
+            properties,
+            self._now_ms(),
+            partition_spec=partition_spec,
+            sort_order=sort_order,
+            format_version=format_version,
+        )
         written: list[str] = []
         with self._writing(written) as connection:
             found = connection.execute("SELECT 1 FROM tables WHERE namespace = ? AND name = ?", (table.namespace, table.name)).fetchone()

@@ -35,6 +35,7 @@ from icelake.ingest.mend import Mending
 from icelake.ingest.parked import Parked, PastLimit, as_it_is, make_spool, note_change, replay
 from icelake.ingest.upkeep import plan_expiry
 from icelake.model.ident import publication_name, slot_name
+from icelake.model.layout import Layout
 from icelake.model.load import LoadState
 from icelake.model.lsn import format_lsn
 from icelake.model.marker import LOAD, MEMBERSHIP, SOURCE, Marker
@@ -58,6 +59,7 @@ from icelake.sources.postgres.choices import as_held
 from icelake.sources.postgres.schema import altered_types, only_grew
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import IndexFiles
+from icelake.tables.layout import layout_properties, partition_spec, sort_order
 from icelake.tables.schema import evolve, iceberg_schema, relation_of, table_properties
 from icelake.tables.table import Table
 
@@ -134,12 +136,13 @@ class Applier:
         exclude: Sequence[str] = (),
         judge: Callable[[Relation], Relation | Refusal] = lambda relation: relation,
         settings: Settings | None = None,
+        layout: Callable[[Relation], Layout] = lambda _: Layout(),
     ) -> None:
         """``tables`` and ``exclude``: ``schema.name`` or ``schema.*``. ``judge``: the relation with what the project chooses
 
         for its columns (of a table that is made now: what the lake holds stays), or what the project has against it.
 
-        ``index_files``: where a table's key index is kept; None: in memory only.
+        ``layout``: how the project wants a table laid out. ``index_files``: where a table's key index is kept; None: in memory only.
         """
         self.name = name
         self.settings = settings or Settings()
@@ -153,6 +156,7 @@ class Applier:
         self._wanted = tuple(tables)
         self._exclude = frozenset(exclude)
         self._judge = judge
+        self._layout = layout
         self._control = Control(name, catalog, storage, clock, chance)
         self._identity: SourceIdentity
         self._slot = ""
@@ -543,6 +547,15 @@ class Applier:
                 f"if the lake shall follow: `icelake resume {relation.id}`; its changes are kept until then",
                 table=str(relation.id),
             )
+        wanted, made = self._layout(relation), table.layout.declared
+        if (made.partition, made.sort) != (wanted.partition, wanted.sort) or made.format_version > wanted.format_version:
+            raise UnsupportedTable(
+                "LAYOUT_CHANGED",
+                f"the project wants {relation.id} laid out otherwise than it was made",
+                f"wanted: {wanted}; made: {made}",
+                "put the settings back, or load the table into a new lake: partitions, sort order and format stay what they were",
+                table=str(relation.id),
+            )
         followed, rebuilt = follow(table, self._index_files(relation.id))
         if rebuilt:
             self.rebuilt_indexes[relation.id] = rebuilt
@@ -551,14 +564,23 @@ class Applier:
         return followed
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
+        layout, schema = self._layout(relation), iceberg_schema(relation)
         properties = {
             **table_properties(relation),
+            **layout_properties(layout),
             SOURCE: self._control.source,
             LOAD: LoadState().dump(),
             MEMBERSHIP: member,
         }
         try:
-            return self._catalog.create(relation.id, iceberg_schema(relation), properties)
+            return self._catalog.create(
+                relation.id,
+                schema,
+                properties,
+                partition_spec=partition_spec(layout, schema),
+                sort_order=sort_order(layout, schema),
+                format_version=layout.format_version,
+            )
         except AlreadyExists:
             return self._catalog.load(relation.id)
 
@@ -816,7 +838,11 @@ class Applier:
                 followed = self.followed.get(changes.relation.id)
                 if followed is None:
                     raise Corrupt("UNKNOWN_RELATION", f"changes came for {changes.relation.id}, which is not followed")
-                followed.apply(changes)
+                try:
+                    followed.apply(changes)
+                except (UnsupportedTable, ValueOutOfContract) as error:
+                    error.table = str(followed.id)
+                    raise
                 self._batch.changes += len(changes.op)
             for raw in chunk.raw:
                 self.parked[raw.table].keep(raw)

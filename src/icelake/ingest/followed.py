@@ -188,14 +188,9 @@ class Followed(ABC):
         self.changes = 0
 
     def _append(self, rows: pa.RecordBatch, hashes: Hashes | None, row_ids: npt.NDArray[np.int64]) -> None:
-        explicit = row_ids if (row_ids >= 0).any() else None
-        done = 0
-        for no, start, count in self._begin().append(rows, explicit):
-            end = done + count
-            if hashes is not None:
-                positions = np.arange(start, start + count, dtype=np.int64)
-                self._index.put(hashes[done:end], np.full(count, no, np.int32), positions, row_ids[done:end])
-            done = end
+        placed = self._begin().append(rows, row_ids if (row_ids >= 0).any() else None)
+        if hashes is not None:
+            self._index.put(hashes, placed.file_no, placed.positions, row_ids)
 
     def _row_ids(
         self,
@@ -213,7 +208,7 @@ class Followed(ABC):
         base = origin[derived]
         for no in np.unique(file_no[base]):
             file = self.table.files.get(int(no))
-            if file is None:
+            if file is None or not self.table.has_lineage:
                 continue
             here = file_no[base] == no
             out[derived[here]] = file.first_row_id + position[base[here]]

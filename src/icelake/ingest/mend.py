@@ -49,7 +49,7 @@ class Mending:
             unlike = there[(hash_rows(batch.take(there), seed) != hash_rows(stored, seed)).any(axis=1)]
             if len(unlike):
                 ids = row_id[unlike].copy()
-                for at in np.flatnonzero(ids < 0):
+                for at in np.flatnonzero(ids < 0) if table.has_lineage else ():
                     ids[at] = table.files[int(file_no[unlike[at]])].first_row_id + position[unlike[at]]
                 followed._begin().delete(file_no[unlike], position[unlike])
                 followed._append(batch.take(unlike), keys[unlike], ids)

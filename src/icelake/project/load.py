@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from icelake.errors import ProjectError
+from icelake.model.layout import Layout, PartitionField, SortField
 from icelake.model.relation import Choice
 from icelake.model.types import Primitive
 from icelake.model.types import parse as parse_type
 from icelake.project.lines import key_lines, line_of
 from icelake.project.project import (
+    READS_V3,
     CommitSettings,
     OutOfRange,
     Project,
@@ -74,6 +76,16 @@ def _folder(text: str) -> str:
     return text
 
 
+def _partition(text: str) -> str:
+    PartitionField.parse(text)
+    return text
+
+
+def _sort(text: str) -> str:
+    SortField.parse(text)
+    return text
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 Duration = Annotated[str, AfterValidator(_duration)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -113,6 +125,9 @@ class _Table(_Part):
     out_of_range: OutOfRange = "error"
     columns: dict[str, _Column] = {}
     append_only: bool = False
+    partition: list[Annotated[str, AfterValidator(_partition)]] = []
+    sort: list[Annotated[str, AfterValidator(_sort)]] = []
+    format: Literal[2, 3] | None = None
 
 
 class _Commit(_Part):
@@ -218,7 +233,7 @@ def _project(writing: _Writing, checked: _File, profile: str | None) -> Project:
         profile=chosen,
         lake=(root / checked.lake.folder).absolute(),
         sources=sources,
-        tables={name: _table(table) for name, table in checked.tables.items()},
+        tables={name: _table(writing, name, table) for name, table in checked.tables.items()},
         commit=CommitSettings(checked.commit.interval_ms, checked.commit.batch_mb),
         retention=_retention(writing, checked.retention),
         query=QuerySettings(checked.query.memory_limit),
@@ -240,9 +255,23 @@ def _source(writing: _Writing, root: Path, name: str, source: _Source) -> Source
     return SourceSettings(name, secret, tuple(source.tables), tuple(source.exclude))
 
 
-def _table(table: _Table) -> TableSettings:
-    columns = {name: Choice(column.type, column.out_of_range) for name, column in table.columns.items()}
-    return TableSettings(tuple(table.readers), table.out_of_range, columns, table.append_only)
+def _table(writing: _Writing, name: str, table: _Table) -> TableSettings:
+    only_v2 = [reader for reader in table.readers if reader not in READS_V3]
+    if only_v2 and table.format == 3:
+        raise writing.error(
+            "PROJECT_BAD_VALUE",
+            ("tables", name, "format"),
+            f"version 3 is not for {', '.join(only_v2)}",
+            f"a reader of the table was not seen to read it; these were: {', '.join(sorted(READS_V3))}",
+            "leave format out, or take the engine out of readers",
+        )
+    columns = {column: Choice(chosen.type, chosen.out_of_range) for column, chosen in table.columns.items()}
+    layout = Layout(
+        tuple(map(PartitionField.parse, table.partition)),
+        tuple(map(SortField.parse, table.sort)),
+        table.format or (2 if only_v2 else 3),
+    )
+    return TableSettings(tuple(table.readers), table.out_of_range, columns, layout, table.append_only)
 
 
 def _wants(source: SourceSettings, table: str) -> bool:
@@ -291,9 +320,8 @@ def _explain(writing: _Writing, content: dict[str, Any], error: ValidationError)
     else:
         code, what, why = "PROJECT_BAD_VALUE", first["msg"].removeprefix("Value error, "), ""
         if first["type"] == "literal_error":
-            choices = (
-                [str(choice) for choice in get_args(Reader)] if "readers" in path else re.findall(r"'([^']*)'", first["ctx"]["expected"])
-            )
+            expected = [word.strip("'") for word in re.split(r",\s*|\s+or\s+", first["ctx"]["expected"])]
+            choices = [str(choice) for choice in get_args(Reader)] if "readers" in path else expected
             what = f"{first['input']!r} is not a choice"
             why, fix = _near(str(first["input"]), choices), f"choose of: {', '.join(choices)}"
         elif first["type"] == "string_pattern_mismatch":
@@ -315,6 +343,8 @@ _EXAMPLES = {
     "tables": 'tables = ["public.*"]',
     "exclude": 'exclude = ["public.audit"]',
     "readers": 'readers = ["duckdb", "spark"]',
+    "partition": 'partition = ["day(placed_at)", "bucket(16, customer_id)"]',
+    "sort": 'sort = ["customer_id", "placed_at desc"]',
 }
 
 _UNION_ARMS = ("str", "_Reference")

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from icelake.model.layout import Layout
 from icelake.model.relation import Choice
 from icelake.project.secret import Secret
 
-Reader = Literal["duckdb", "flink", "pyiceberg", "spark", "trino"]
+Reader = Literal["duckdb", "flink", "pyiceberg", "spark", "trino", "athena", "bigquery", "clickhouse", "redshift", "snowflake"]
+READS_V3: frozenset[Reader] = frozenset({"duckdb", "flink", "pyiceberg", "spark", "trino"})
+"""Engines that were seen to read format version 3 with deletion vectors as it is written here. The others get version 2."""
 OutOfRange = Literal["error", "null", "text"]
 
 
@@ -27,12 +30,14 @@ class TableSettings:
     """``readers``: the engines that must be able to read the table. ``out_of_range``: what a value its Iceberg type cannot hold
 
     becomes, in columns that do not choose for themselves and are no key. ``columns``: choices by column name.
+    ``layout``: how it is made; later changes to it are refused.
     ``append_only``: its mirror holds what was inserted since its last TRUNCATE; updates and deletes do not reach it.
     """
 
     readers: tuple[Reader, ...]
     out_of_range: OutOfRange
     columns: Mapping[str, Choice]
+    layout: Layout
     append_only: bool = False
 
 

@@ -1,9 +1,10 @@
 """Manifests and manifest lists: the Avro files that say which data files and deletion vectors a snapshot has.
 
-Promises the field ids and header keys of the spec (Iceberg spec, Manifests; Manifest Lists), v3. An entry is kept as the bytes of
-its ``data_file`` record, so a manifest is merged by copying bytes, and a kept manifest costs a manifest list nothing to encode.
-Never changes an entry's numbers: an existing entry always carries its sequence numbers and first row id. Reading raises Corrupt
-on anything that does not decode or is not there. No I/O.
+Promises the field ids and header keys of the spec (Iceberg spec, Manifests; Manifest Lists), v3 and v2. An entry is kept as the
+bytes of its ``data_file`` record, so a manifest is merged by copying bytes, and a kept manifest costs a manifest list nothing to
+encode. Never changes an entry's numbers: an existing entry always carries its sequence numbers and (v3) first row id. Values have
+the form Avro stores them in, never that of their logical type: a date is its number of days. Reading raises Corrupt on anything that
+does not decode or is not there. No I/O.
 """
 
 import hashlib
@@ -11,13 +12,16 @@ import io
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import fastavro
 import orjson
 
 from icelake.errors import Corrupt, ForeignChange
+from icelake.model.types import Primitive
 from icelake.ports import Json
+from icelake.tables.layout import BoundLayout, Partition, decimal_bytes
 
 EXISTING, ADDED, DELETED = 0, 1, 2
 """Entry status."""
@@ -42,39 +46,34 @@ def _map(key: int, value: int, kind: str) -> Json:
     return {"type": "array", "logicalType": "map", "items": pair}
 
 
-_DATA_FILE: Json = {
-    "type": "record",
-    "name": "r2",
-    "fields": [
-        _required("content", "int", 134),
-        _required("file_path", "string", 100),
-        _required("file_format", "string", 101),
-        _required("partition", {"type": "record", "name": "r102", "fields": []}, 102),
-        _required("record_count", "long", 103),
-        _required("file_size_in_bytes", "long", 104),
-        _optional("column_sizes", _map(117, 118, "long"), 108),
-        _optional("value_counts", _map(119, 120, "long"), 109),
-        _optional("null_value_counts", _map(121, 122, "long"), 110),
-        _optional("nan_value_counts", _map(138, 139, "long"), 137),
-        _optional("lower_bounds", _map(126, 127, "bytes"), 125),
-        _optional("upper_bounds", _map(129, 130, "bytes"), 128),
-        _optional("key_metadata", "bytes", 131),
-        _optional("split_offsets", {"type": "array", "items": "long", "element-id": 133}, 132),
-        _optional("equality_ids", {"type": "array", "items": "int", "element-id": 136}, 135),
-        _optional("sort_order_id", "int", 140),
-        _optional("first_row_id", "long", 142),
-        _optional("referenced_data_file", "string", 143),
-        _optional("content_offset", "long", 144),
-        _optional("content_size_in_bytes", "long", 145),
-    ],
-}
+_DATA_FILE_FIELDS = [
+    _required("content", "int", 134),
+    _required("file_path", "string", 100),
+    _required("file_format", "string", 101),
+    _required("partition", None, 102),
+    _required("record_count", "long", 103),
+    _required("file_size_in_bytes", "long", 104),
+    _optional("column_sizes", _map(117, 118, "long"), 108),
+    _optional("value_counts", _map(119, 120, "long"), 109),
+    _optional("null_value_counts", _map(121, 122, "long"), 110),
+    _optional("nan_value_counts", _map(138, 139, "long"), 137),
+    _optional("lower_bounds", _map(126, 127, "bytes"), 125),
+    _optional("upper_bounds", _map(129, 130, "bytes"), 128),
+    _optional("key_metadata", "bytes", 131),
+    _optional("split_offsets", {"type": "array", "items": "long", "element-id": 133}, 132),
+    _optional("equality_ids", {"type": "array", "items": "int", "element-id": 136}, 135),
+    _optional("sort_order_id", "int", 140),
+    _optional("first_row_id", "long", 142),
+    _optional("referenced_data_file", "string", 143),
+    _optional("content_offset", "long", 144),
+    _optional("content_size_in_bytes", "long", 145),
+]
 _STATUS_FIELDS = [
     _required("status", "int", 0),
     _optional("snapshot_id", "long", 1),
     _optional("sequence_number", "long", 3),
     _optional("file_sequence_number", "long", 4),
 ]
-_ENTRY: Json = {"type": "record", "name": "manifest_entry", "fields": [*_STATUS_FIELDS, _required("data_file", _DATA_FILE, 2)]}
 _PARTITION_SUMMARY: Json = {
     "type": "record",
     "name": "r508",
@@ -108,12 +107,11 @@ _LIST_ENTRY: Json = {
     ],
 }
 
+_SINCE_V3 = frozenset({142, 144, 145, 520})
+"""Ids of the fields that format version 2 does not have."""
+
 # Avro encodes a record as its fields one after the other, so an entry is its status fields followed by its data_file.
 _STATUS_SCHEMA = fastavro.parse_schema({"type": "record", "name": "manifest_entry_status", "fields": _STATUS_FIELDS})
-_DATA_FILE_SCHEMA = fastavro.parse_schema(_DATA_FILE)
-_LIST_ENTRY_SCHEMA = fastavro.parse_schema(_LIST_ENTRY)
-_ENTRY_TEXT = orjson.dumps(_ENTRY)
-_LIST_ENTRY_TEXT = orjson.dumps(_LIST_ENTRY)
 
 _AVRO_MAGIC = b"Obj\x01"
 _DEFLATE_FROM = 1 << 12
@@ -132,7 +130,8 @@ class Entry:
     file_sequence_number: int
     record_count: int
     size: int
-    """Bytes it adds to the table: of the data file, or of the vector inside its Puffin."""
+    """Bytes it adds to the table: of the file, or of the vector inside its Puffin."""
+    partition: Partition
     data_file: bytes
     """The Avro encoding of the data_file record, with its first row id resolved."""
 
@@ -160,18 +159,104 @@ class Manifest:
         return int(self.record["content"])
 
 
-def encode_data_file(record: Record) -> bytes:
-    """A data_file record in Avro. Fields that are left out become null."""
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, _DATA_FILE_SCHEMA, record)
-    return out.getvalue()
+class Codec:
+    """The Avro form of one table's manifests and manifest lists, which depends on its format version and its partition type."""
+
+    def __init__(self, version: int, partition_type: tuple[tuple[str, str, int], ...]) -> None:
+        """``partition_type``: (name, Iceberg type, field id) of each partition field. Use ``codec_of``."""
+        self.version = version
+        fields = [_optional(name, _avro_type(kind, ident), ident) for name, kind, ident in partition_type]
+        partition = {"type": "record", "name": "r102", "fields": fields}
+        data_file = {
+            "type": "record",
+            "name": "r2",
+            "fields": [{**field, "type": partition} if field["field-id"] == 102 else field for field in self._known(_DATA_FILE_FIELDS)],
+        }
+        entry = {"type": "record", "name": "manifest_entry", "fields": [*_STATUS_FIELDS, _required("data_file", data_file, 2)]}
+        listed = {**_LIST_ENTRY, "fields": self._known(_LIST_ENTRY["fields"])}
+        self._entry_text, self._listed_text = orjson.dumps(entry), orjson.dumps(listed)
+        self._data_file = fastavro.parse_schema(_physical(data_file))
+        self._listed = fastavro.parse_schema(listed)
+        _remember(self._entry_text, fastavro.parse_schema(_physical(entry)))
+        _remember(self._listed_text, self._listed)
+
+    def _known(self, fields: Sequence[Json]) -> list[Json]:
+        return [field for field in fields if self.version >= 3 or field["field-id"] not in _SINCE_V3]
+
+    def encode_data_file(self, record: Record) -> bytes:
+        """A data_file record in Avro. Fields that are left out become null."""
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, self._data_file, record)
+        return out.getvalue()
+
+    def decode_data_file(self, data_file: bytes) -> Record:
+        """The inverse of ``encode_data_file``."""
+        record = fastavro.schemaless_reader(io.BytesIO(data_file), self._data_file, None)
+        assert isinstance(record, dict)
+        return record
+
+    def encode_manifest(self, header: Mapping[str, bytes], entries: Sequence[bytes]) -> bytes:
+        """A manifest file of encoded entries."""
+        return _encode_container(self._entry_text, header, entries)
+
+    def encode_manifest_file(self, record: Record) -> bytes:
+        """A manifest_file record (spec, Manifest Lists) in Avro."""
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, self._listed, record)
+        return out.getvalue()
+
+    def encode_manifest_list(self, snapshot: Json, manifests: Sequence[Manifest]) -> bytes:
+        """The manifest list of a snapshot (its JSON form, spec Appendix C)."""
+        parent = snapshot.get("parent-snapshot-id")
+        header = {
+            "snapshot-id": str(snapshot["snapshot-id"]).encode(),
+            "parent-snapshot-id": b"null" if parent is None else str(parent).encode(),
+            "sequence-number": str(snapshot["sequence-number"]).encode(),
+            "format-version": str(self.version).encode(),
+        }
+        if self.version >= 3:
+            header["first-row-id"] = str(snapshot["first-row-id"]).encode()
+        return _encode_container(self._listed_text, header, [manifest.encoded for manifest in manifests])
 
 
-def decode_data_file(data_file: bytes) -> Record:
-    """The inverse of ``encode_data_file``."""
-    record = fastavro.schemaless_reader(io.BytesIO(data_file), _DATA_FILE_SCHEMA, None)
-    assert isinstance(record, dict)
-    return record
+def codec_of(layout: BoundLayout) -> Codec:
+    """The codec of a table that is laid out so."""
+    return _codec(layout.format_version, tuple((one.name, one.kind, one.field_id) for one in layout.fields))
+
+
+@lru_cache(64)
+def _codec(version: int, partition_type: tuple[tuple[str, str, int], ...]) -> Codec:
+    return Codec(version, partition_type)
+
+
+_AVRO_TYPES: Mapping[str, Any] = {
+    "boolean": "boolean",
+    "int": "int",
+    "long": "long",
+    "string": "string",
+    "binary": "bytes",
+    "date": {"type": "int", "logicalType": "date"},
+    "time": {"type": "long", "logicalType": "time-micros"},
+    "timestamp": {"type": "long", "logicalType": "timestamp-micros", "adjust-to-utc": False},
+    "timestamptz": {"type": "long", "logicalType": "timestamp-micros", "adjust-to-utc": True},
+}
+
+
+def _avro_type(kind: str, ident: int) -> Any:
+    """The Avro type of a partition field (spec, Appendix A, Avro). The names of fixed types must differ within a schema."""
+    declared = Primitive(kind).decimal
+    if declared is None:
+        return _AVRO_TYPES[kind]
+    precision, scale = declared
+    name, size = f"decimal_{precision}_{scale}_{ident}", decimal_bytes(precision)
+    return {"type": "fixed", "name": name, "size": size, "logicalType": "decimal", "precision": precision, "scale": scale}
+
+
+def _physical(schema: Any) -> Any:
+    """The schema without logical types: fastavro makes Python dates and decimals of them, which cannot be all that a table can hold."""
+    if isinstance(schema, dict):
+        return {key: _physical(value) for key, value in schema.items() if key != "logicalType"}
+    return [_physical(part) for part in schema] if isinstance(schema, list) else schema
 
 
 def entry_bytes(status: int, snapshot_id: int, numbers: tuple[int, int] | None, data_file: bytes) -> bytes:
@@ -188,41 +273,17 @@ def entry_bytes(status: int, snapshot_id: int, numbers: tuple[int, int] | None, 
 
 
 def manifest_header(metadata: Json, content: int) -> dict[str, bytes]:
-    """The key-value metadata of a manifest of a table in its current, unpartitioned shape (spec, Manifests)."""
+    """The key-value metadata of a manifest of a table in its current shape (spec, Manifests)."""
     schema = next(s for s in metadata["schemas"] if s["schema-id"] == metadata["current-schema-id"])
+    spec = next(s for s in metadata["partition-specs"] if s["spec-id"] == metadata["default-spec-id"])
     return {
         "schema": orjson.dumps(schema),
         "schema-id": str(metadata["current-schema-id"]).encode(),
-        "partition-spec": b"[]",
+        "partition-spec": orjson.dumps(spec["fields"]),
         "partition-spec-id": str(metadata["default-spec-id"]).encode(),
-        "format-version": b"3",
+        "format-version": str(metadata["format-version"]).encode(),
         "content": b"deletes" if content == DELETES else b"data",
     }
-
-
-def encode_manifest(header: Mapping[str, bytes], entries: Sequence[bytes]) -> bytes:
-    """A manifest file of encoded entries."""
-    return _encode_container(_ENTRY_TEXT, header, entries)
-
-
-def encode_manifest_file(record: Record) -> bytes:
-    """A manifest_file record (spec, Manifest Lists) in Avro."""
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, _LIST_ENTRY_SCHEMA, record)
-    return out.getvalue()
-
-
-def encode_manifest_list(snapshot: Json, manifests: Sequence[Manifest]) -> bytes:
-    """The manifest list of a snapshot (its JSON form, spec Appendix C)."""
-    parent = snapshot.get("parent-snapshot-id")
-    header = {
-        "snapshot-id": str(snapshot["snapshot-id"]).encode(),
-        "parent-snapshot-id": b"null" if parent is None else str(parent).encode(),
-        "sequence-number": str(snapshot["sequence-number"]).encode(),
-        "first-row-id": str(snapshot["first-row-id"]).encode(),
-        "format-version": b"3",
-    }
-    return _encode_container(_LIST_ENTRY_TEXT, header, [manifest.encoded for manifest in manifests])
 
 
 def decode_manifest(file: bytes, where: str) -> tuple[dict[str, bytes], list[Record]]:
@@ -235,10 +296,11 @@ def decode_manifest_list(file: bytes, where: str) -> tuple[dict[str, bytes], lis
     return _decode_container(file, where)
 
 
-def inherit(manifest: Record, entries: Iterable[Record], where: str) -> Iterator[Record]:
-    """Entries with everything resolved that v3 lets them inherit from their manifest (spec, Sequence Number and First Row ID
-    Inheritance). DELETED ones are passed on too, without a resolved first row id."""
-    next_row_id = manifest["first_row_id"]
+def inherit(manifest: Record, entries: Iterable[Record], where: str, version: int) -> Iterator[Record]:
+    """Entries with everything resolved that they inherit from their manifest (spec, Sequence Number and First Row ID
+    Inheritance). DELETED ones are passed on too, without a resolved first row id. Format version 2 has no row ids."""
+    next_row_id = manifest.get("first_row_id")
+    deletes = "PUFFIN" if version >= 3 else "PARQUET"
     for entry in entries:
         status, file = entry["status"], entry["data_file"]
         if entry["snapshot_id"] is None:
@@ -248,14 +310,15 @@ def inherit(manifest: Record, entries: Iterable[Record], where: str) -> Iterator
                 if status != ADDED:
                     raise corrupt(where, f"{file['file_path']} is not new and has no {name}")
                 entry[name] = manifest["sequence_number"]
-        if file["content"] == EQUALITY_DELETES or (file["content"] == POSITION_DELETES and file["file_format"].upper() != "PUFFIN"):
+        ours = file["file_format"].upper() == deletes and file["referenced_data_file"] is not None
+        if file["content"] == EQUALITY_DELETES or (file["content"] == POSITION_DELETES and not ours):
             raise ForeignChange(
                 "FOREIGN_DELETES",
-                f"{where} holds deletes that are no deletion vectors",
+                f"{where} holds deletes that are not about one data file's positions",
                 f"{file['file_path']} was written by another engine; a mirror has only one writer",
                 "load the tables again into a new lake",
             )
-        if file["content"] == DATA and status != DELETED and file.get("first_row_id") is None:
+        if version >= 3 and file["content"] == DATA and status != DELETED and file.get("first_row_id") is None:
             if next_row_id is None:
                 raise corrupt(where, f"{file['file_path']} has no first row id")
             file["first_row_id"] = next_row_id
@@ -275,8 +338,14 @@ def corrupt(where: str, why: str) -> Corrupt:
 # --------------------------------------------------------------------------------- Avro object container files (spec 1.12)
 # Our own framing, because fastavro's parses the schema anew for every file, which costs more than all the rest of a commit.
 
-_parsed: dict[bytes, Any] = {_ENTRY_TEXT: fastavro.parse_schema(_ENTRY), _LIST_ENTRY_TEXT: _LIST_ENTRY_SCHEMA}
+_parsed: dict[bytes, Any] = {}
 _MAX_PARSED = 256
+
+
+def _remember(text: bytes, schema: Any) -> None:
+    if len(_parsed) >= _MAX_PARSED:
+        _parsed.pop(next(iter(_parsed)))
+    _parsed[text] = schema
 
 
 def _encode_container(schema: bytes, header: Mapping[str, bytes], records: Sequence[bytes]) -> bytes:
@@ -314,11 +383,9 @@ def _decode_container(file: bytes, where: str) -> tuple[dict[str, bytes], list[R
         sync = stream.read(16)
         text = header.pop("avro.schema")
         codec = header.pop("avro.codec", b"null")
-        schema = _parsed.get(text)
-        if schema is None:
-            if len(_parsed) >= _MAX_PARSED:
-                _parsed.pop(next(iter(_parsed)))
-            schema = _parsed[text] = fastavro.parse_schema(orjson.loads(text))
+        if text not in _parsed:
+            _remember(text, fastavro.parse_schema(_physical(orjson.loads(text))))
+        schema = _parsed[text]
         records: list[Record] = []
         while stream.tell() < len(file):
             count = _read_long(stream)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from icelake.tables.layout import Partition
 from icelake.tables.schema import LAST_UPDATED, ROW_ID
 from icelake.tables.table import Delta, LiveFile, Table, one_batch
 
@@ -39,26 +40,31 @@ class Moved:
 
 def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -> list[int]:
     """Numbers of the files most worth rewriting now, in the order of their row ids; empty if none is."""
-    tiers: dict[int, list[LiveFile]] = {}
+    tiers: dict[tuple[int, Partition], list[LiveFile]] = {}
     for file in table.files.values():
         if file.live_count < file.record_count * (1 - _HOLLOW) and file.size >= _SMALLEST:
             return [file.no]
         if file.size < _WHOLE:
-            tiers.setdefault(_tier(file.size), []).append(file)
-    for tier in sorted(tiers):
-        if len(tiers[tier]) < FANOUT:
+            tiers.setdefault((_tier(file.size), file.partition), []).append(file)
+    full = [place for place, files in tiers.items() if len(files) >= FANOUT]
+    smallest = min((tier for tier, _ in full), default=0)
+    # As many partitions as the budget allows, or a table of many would fall behind; files of two are never merged.
+    chosen: list[int] = []
+    size = rows = 0
+    for place in full:
+        if place[0] != smallest or size > max_bytes or rows > max_rows:
             continue
+        group: list[int] = []
         # Oldest first: rows that came together stay together.
-        chosen: list[LiveFile] = []
-        size = rows = 0
-        for file in sorted(tiers[tier], key=lambda file: file.first_row_id):
+        for file in sorted(tiers[place], key=lambda file: (file.first_row_id, file.sequence_number)):
             size += file.size
             rows += file.record_count
-            if len(chosen) > 1 and (size > max_bytes or rows > max_rows):
+            if (chosen or len(group) > 1) and (size > max_bytes or rows > max_rows):
                 break
-            chosen.append(file)
-        return [file.no for file in chosen]
-    return []
+            group.append(file.no)
+        if len(group) > 1:
+            chosen += group
+    return chosen
 
 
 def rewrite(table: Table, file_nos: Sequence[int]) -> tuple[Delta, Moved]:
@@ -71,14 +77,8 @@ def rewrite(table: Table, file_nos: Sequence[int]) -> tuple[Delta, Moved]:
     for no in file_nos:
         delta.remove(no)
     content = rows.select(names)
-    file_no = np.empty(rows.num_rows, np.int32)
-    positions = np.empty(rows.num_rows, np.int64)
-    done = 0
-    for no, first, count in delta.append(content, row_ids, updated):
-        file_no[done : done + count] = no
-        positions[done : done + count] = np.arange(first, first + count)
-        done += count
-    return delta, Moved(one_batch(content.select(list(table.relation.key))), file_no, positions, row_ids)
+    placed = delta.append(content, row_ids, updated)
+    return delta, Moved(one_batch(content.select(list(table.relation.key))), placed.file_no, placed.positions, row_ids)
 
 
 def _tier(size: int) -> int:

@@ -389,6 +389,8 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
             kind = _numbered(parse(column.iceberg), ids)
             field = {"id": fresh[column.attnum], "name": column.name, "required": False, "type": kind, "doc": column.pg_type}
             default = None if replacing else _default_json(relation, column)
+            if default is not None and metadata["format-version"] < 3:
+                raise _cannot_follow(relation, f"column {column.name!r} was added with a default, which Iceberg has from version 3 on")
             if default is not None:
                 field |= {"initial-default": default, "write-default": default}
         columns.append(column)

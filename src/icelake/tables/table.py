@@ -25,8 +25,9 @@ from icelake.errors import Corrupt, ForeignChange
 from icelake.model.marker import Marker
 from icelake.model.relation import Relation, TableId
 from icelake.ports import Chance, Clock, Json, LoadedTable, Storage, TableChange, arrow_type
-from icelake.tables import data_files, deletion_vectors
+from icelake.tables import data_files, deletion_vectors, position_deletes
 from icelake.tables.data_files import DataFiles, Wanted
+from icelake.tables.layout import BoundLayout, Partition, layout_of
 from icelake.tables.manifests import (
     ADDED,
     DATA,
@@ -37,13 +38,10 @@ from icelake.tables.manifests import (
     Entry,
     Manifest,
     Record,
+    codec_of,
     corrupt,
     decode_manifest,
     decode_manifest_list,
-    encode_data_file,
-    encode_manifest,
-    encode_manifest_file,
-    encode_manifest_list,
     entry_bytes,
     inherit,
     manifest_header,
@@ -63,6 +61,9 @@ _MANIFEST_BYTES = 8 << 20
 _DELETES_PER_MANIFEST = 64
 """Deletion vectors are replaced often, and replacing one rewrites its manifest: so these stay small."""
 
+_LAYOUT = ("format-version", "partition-specs", "sort-orders", "current-schema-id")
+"""What of the metadata a table's layout is made from."""
+
 _numbers = itertools.count(1)
 """File numbers are unique in the process, so that a number kept from an older Table can never mean another file."""
 
@@ -76,11 +77,13 @@ class LiveFile:
     record_count: int
     size: int
     first_row_id: int
-    """Row id of position 0; a row has ``first_row_id + position`` unless the file names another."""
+    """Row id of position 0; a row has ``first_row_id + position`` unless the file names another. -1: rows have no ids (v2)."""
     sequence_number: int
+    partition: Partition
     deletes: BitMap64 | None = None
     """Positions that are no rows any more; never change it."""
     dv_path: str | None = None
+    """The file that ``deletes`` is in: a Puffin file with a deletion vector, in version 2 a Parquet file of position deletes."""
 
     @property
     def identity(self) -> tuple[str, str | None]:
@@ -114,15 +117,6 @@ class Table:
     @classmethod
     def open(cls, loaded: LoadedTable, storage: Storage, clock: Clock, chance: Chance) -> "Table":
         """The table as main has it: reads the manifest list, its manifests and its deletion vectors, no data."""
-        metadata = loaded.metadata
-        specs = {spec["spec-id"]: spec["fields"] for spec in metadata["partition-specs"]}
-        if metadata["format-version"] != 3 or any(specs.values()):
-            raise ForeignChange(
-                "TABLE_SHAPE_CHANGED",
-                f"{loaded.id} is not an unpartitioned format-version 3 table",
-                f"format-version {metadata['format-version']}, partition specs {specs}",
-                "load the tables again into a new lake",
-            )
         table = cls(loaded, storage, clock, chance)
         snapshot = table.snapshot(table.snapshot_id)
         if snapshot is None:
@@ -142,6 +136,9 @@ class Table:
         main = loaded.metadata.get("refs", {}).get("main")
         self.snapshot_id: int | None = None if main is None else main["snapshot-id"]
         """The snapshot main points at; None while there is none."""
+        if not previous or any(previous[key] != loaded.metadata[key] for key in _LAYOUT):
+            self.layout: BoundLayout = layout_of(loaded.metadata)
+            self.codec = codec_of(self.layout)
         if (
             not previous
             or previous["current-schema-id"] != loaded.metadata["current-schema-id"]
@@ -153,6 +150,11 @@ class Table:
     @property
     def relation(self) -> Relation:
         return self.fields.relation
+
+    @property
+    def has_lineage(self) -> bool:
+        """Whether rows have ids and remember their last change (v3)."""
+        return self.layout.format_version >= 3
 
     def header(self, content: int) -> Mapping[str, bytes]:
         """The header of manifests written now."""
@@ -195,9 +197,9 @@ class Table:
             entries: list[Entry] = []
             if record["added_files_count"] or record["existing_files_count"]:
                 _, raw = decode_manifest(self.storage.read(path, 0, record["manifest_length"]), path)
-                resolved = inherit(record, raw, path)
+                resolved = inherit(record, raw, path, self.layout.format_version)
                 entries = [self._read_entry(entry, path) for entry in resolved if entry["status"] != DELETED]
-            manifest = Manifest(record, encode_manifest_file(record), tuple(entries))
+            manifest = Manifest(record, self.codec.encode_manifest_file(record), tuple(entries))
             self.manifests.append(manifest)
             home = self.homes[manifest.content]
             for known in entries:
@@ -208,6 +210,7 @@ class Table:
     def _read_entry(self, entry: Record, where: str) -> Entry:
         record = entry["data_file"]
         path = record["file_path"]
+        partition = self.layout.partition(record["partition"])
         if record["content"] == DATA:
             if path in self.by_path:
                 raise corrupt(where, f"{path} is in the snapshot twice")
@@ -216,8 +219,9 @@ class Table:
                 path=path,
                 record_count=record["record_count"],
                 size=record["file_size_in_bytes"],
-                first_row_id=record["first_row_id"],
+                first_row_id=record["first_row_id"] if self.has_lineage else -1,
                 sequence_number=entry["sequence_number"],
+                partition=partition,
             )
             size = file.size
         else:
@@ -225,10 +229,15 @@ class Table:
             if about is None:
                 raise corrupt(where, f"{path} is about {record['referenced_data_file']}, which the snapshot has not")
             if about.dv_path is not None:
-                raise corrupt(where, f"{about.path} has two deletion vectors")
-            size = record["content_size_in_bytes"]
-            blob = self.storage.read(path, record["content_offset"], size)
-            deletes = deletion_vectors.decode(blob, record["record_count"], path)
+                raise corrupt(where, f"{about.path} has two deletion vectors, or files of position deletes")
+            if about.partition != partition:
+                raise corrupt(where, f"{path} is not in the partition of {about.path}")
+            if self.has_lineage:
+                size = record["content_size_in_bytes"]
+                deletes = deletion_vectors.decode(self.storage.read(path, record["content_offset"], size), record["record_count"], path)
+            else:
+                size = record["file_size_in_bytes"]
+                deletes = position_deletes.decode(self.storage.read(path, 0, size), about.path, record["record_count"], path)
             if deletes.max() >= about.record_count:
                 raise corrupt(where, f"{path} deletes positions that {about.path} has not")
             file = replace(about, deletes=deletes, dv_path=path)
@@ -241,7 +250,8 @@ class Table:
             file_sequence_number=entry["file_sequence_number"],
             record_count=record["record_count"],
             size=size,
-            data_file=encode_data_file(record),
+            partition=file.partition,
+            data_file=self.codec.encode_data_file(record),
         )
 
     # -------------------------------------------------------------------------------------------------------- reading
@@ -258,7 +268,8 @@ class Table:
         """The rows at (file_no, position), in that order, deleted or not, as ``arrow_schema`` has the columns.
 
         Reads only the columns and row groups needed, each file once. With ``delta`` the files may be ones it wrote. With
-        ``lineage`` two int64 columns follow: ``_row_id`` and ``_last_updated_sequence_number``, of committed files only.
+        ``lineage`` two int64 columns follow: ``_row_id`` and ``_last_updated_sequence_number``, of committed files only; both
+        are -1 in a table without lineage.
         """
         wanted = self.wanted(columns)
         if not len(file_no):
@@ -310,6 +321,13 @@ class Table:
         return file.path, file.record_count
 
     def _with_lineage(self, file: LiveFile, wanted: Sequence[Wanted], positions: npt.NDArray[np.int64] | None) -> pa.Table:
+        if not self.has_lineage:
+            if positions is None:
+                rows = self._data_files.read(file.path, file.record_count, wanted)
+            else:
+                rows = self._data_files.take(file.path, file.record_count, wanted, positions)
+            none = pa.array(np.full(rows.num_rows, -1, np.int64))
+            return rows.append_column(ROW_ID, none).append_column(LAST_UPDATED, none)
         both = [
             *wanted,
             Wanted(ROW_ID_FIELD, ROW_ID, pa.int64()),
@@ -369,12 +387,21 @@ class Table:
                 home[entry.no] = manifest
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """Where rows were written: file number and position of each, in the order they were given."""
+
+    file_no: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     """A data file a delta wrote: ``record`` describes it in the manifest."""
 
     no: int
     path: str
+    partition: Partition
     record: Record
     footer: pq.FileMetaData
 
@@ -400,6 +427,7 @@ class _New:
     no: int
     record: Record
     size: int
+    partition: Partition
 
 
 class Delta:
@@ -437,26 +465,42 @@ class Delta:
         rows: pa.Table | pa.RecordBatch,
         row_ids: npt.NDArray[np.int64] | None,
         last_updated: npt.NDArray[np.int64] | None = None,
-    ) -> list[tuple[int, int, int]]:
-        """Add rows (``arrow_schema`` of the relation): (file number, position of its first row, rows) in row order.
+    ) -> Placed:
+        """Add rows (``arrow_schema`` of the relation), into files of one partition each, sorted by the table's sort order.
 
         ``row_ids``: the id each row keeps, -1 for a new row; None: all are new. ``last_updated``: the sequence numbers that last
-        changed the rows, -1 for this commit's; only with row_ids. Every call writes files of its own.
+        changed the rows, -1 for this commit's; only with row_ids. A table without lineage keeps neither. Every call writes files
+        of its own.
         """
         if rows.schema.names != self.table.fields.plain.names:
             raise ValueError(f"columns {rows.schema.names} are not the table's: {self.table.fields.plain.names}")
-        out: list[tuple[int, int, int]] = []
         total = rows.num_rows
+        out = Placed(np.empty(total, np.int32), np.empty(total, np.int64))
         if not total:
             return out
+        if not self.table.has_lineage:
+            row_ids = last_updated = None
+        order, groups = self.table.layout.arrange(rows)
+        if order is not None:
+            rows = rows.take(data_files.indices(order))
+            row_ids = None if row_ids is None else row_ids[order]
+            last_updated = None if last_updated is None else last_updated[order]
+        file_no = np.empty(total, np.int32)
+        positions = np.empty(total, np.int64)
         step = min(data_files.TARGET_ROWS, max(1, int(total * data_files.TARGET_BYTES // max(rows.nbytes, 1))))
-        # Even parts: no small file at the end.
-        parts = -(-total // step)
-        for part in range(parts):
-            start, end = total * part // parts, total * (part + 1) // parts
-            ids = None if row_ids is None else row_ids[start:end]
-            updated = None if last_updated is None else last_updated[start:end]
-            out.append((self._write(rows.slice(start, end - start), ids, updated), 0, end - start))
+        for group in groups:
+            # Even parts: no small file at the end.
+            count = group.end - group.start
+            parts = -(-count // step)
+            for part in range(parts):
+                start, end = group.start + count * part // parts, group.start + count * (part + 1) // parts
+                ids = None if row_ids is None else row_ids[start:end]
+                updated = None if last_updated is None else last_updated[start:end]
+                file_no[start:end] = self._write(rows.slice(start, end - start), ids, updated, group.partition)
+                positions[start:end] = np.arange(end - start)
+        back = slice(None) if order is None else order
+        out.file_no[back] = file_no
+        out.positions[back] = positions
         return out
 
     def _write(
@@ -464,6 +508,7 @@ class Delta:
         rows: pa.Table | pa.RecordBatch,
         row_ids: npt.NDArray[np.int64] | None,
         last_updated: npt.NDArray[np.int64] | None,
+        partition: Partition,
     ) -> int:
         table = self.table
         fields = table.fields
@@ -479,7 +524,13 @@ class Delta:
         table.storage.write(path, encoded.data)
         table.remember(path, encoded.footer)
         no = next(_numbers)
-        self._pending[no] = _Pending(no, path, {**encoded.record, "file_path": path}, encoded.footer)
+        record = {
+            **encoded.record,
+            "file_path": path,
+            "partition": table.layout.record(partition),
+            "sort_order_id": table.layout.sort_order_id,
+        }
+        self._pending[no] = _Pending(no, path, partition, record, encoded.footer)
         return no
 
     def delete(self, file_no: npt.NDArray[np.integer], positions: npt.NDArray[np.integer]) -> None:
@@ -547,7 +598,7 @@ class Delta:
         return TableChange(table.id, requirements, updates)
 
     def first_row_id(self, file_no: int) -> int:
-        """Row id of position 0 of a file this delta added; known once it is prepared."""
+        """Row id of position 0 of a file this delta added, -1 without lineage; known once it is prepared."""
         if self.outcome is None:
             raise ValueError("row ids are given by prepare")
         return next(file.first_row_id for file in self.outcome.files if file.no == file_no)
@@ -573,11 +624,8 @@ class Delta:
                 removed.add(no)
         pending = [file for file in self._pending.values() if file.path not in self.unused]
 
-        added = [_New(file.no, file.record, file.record["file_size_in_bytes"]) for file in pending]
-        added_vectors = []
-        for no, bitmap in vectors.items():
-            path = self._pending[no].path if no in self._pending else table.files[no].path
-            added_vectors.append(self._vector(no, path, bitmap, blobs))
+        added = [_New(file.no, file.record, file.record["file_size_in_bytes"], file.partition) for file in pending]
+        added_vectors = [self._vector(no, self._pending.get(no) or table.files[no], bitmap, blobs) for no, bitmap in vectors.items()]
         old_vectors = {no for no in (*removed, *vectors) if no in table.files and table.files[no].dv_path is not None}
         outcome.removed = removed
         outcome.without_vector = old_vectors & removed
@@ -585,7 +633,7 @@ class Delta:
         kept, drafts = self._roll(DATA, removed, added)
         kept_deletes, delete_drafts = self._roll(DELETES, old_vectors, added_vectors)
 
-        first_row_id = next_row_id = metadata["next-row-id"]
+        first_row_id = next_row_id = metadata["next-row-id"] if table.has_lineage else -1
         new: list[Manifest] = []
         row_ids: dict[int, int] = {}
         for draft in drafts:
@@ -604,6 +652,7 @@ class Delta:
                     size=file.record["file_size_in_bytes"],
                     first_row_id=row_ids[file.no],
                     sequence_number=sequence,
+                    partition=file.partition,
                 )
             )
         by_number = {file.no: file for file in outcome.files}
@@ -620,12 +669,12 @@ class Delta:
             "manifest-list": manifest_list,
             "summary": self._summary(summary, added, added_vectors, removed, old_vectors),
             "schema-id": metadata["current-schema-id"],
-            "first-row-id": first_row_id,
-            "added-rows": next_row_id - first_row_id,
         }
+        if table.has_lineage:
+            snapshot |= {"first-row-id": first_row_id, "added-rows": next_row_id - first_row_id}
         if self._base is not None:
             snapshot["parent-snapshot-id"] = self._base
-        blobs[manifest_list] = encode_manifest_list(snapshot, outcome.manifests)
+        blobs[manifest_list] = table.codec.encode_manifest_list(snapshot, outcome.manifests)
 
         validate(
             Proposal(
@@ -633,6 +682,7 @@ class Delta:
                 manifests=table.manifests,
                 files=table.by_path,
                 fields=table.fields,
+                layout=table.layout,
                 snapshot=snapshot,
                 blobs=blobs,
                 footers={file.path: file.footer for file in pending},
@@ -645,23 +695,33 @@ class Delta:
         outcome.snapshot_id = snapshot_id
         return snapshot
 
-    def _vector(self, no: int, path: str, bitmap: BitMap64, blobs: dict[str, bytes]) -> _New:
-        blob = deletion_vectors.encode(bitmap)
-        location = f"{self.table.location}/data/{self.table.chance.uuid()}.puffin"
-        file = deletion_vectors.puffin(blob, path, len(bitmap))
-        blobs[location] = file
+    def _vector(self, no: int, about: _Pending | LiveFile, bitmap: BitMap64, blobs: dict[str, bytes]) -> _New:
+        """What is deleted of a file: a deletion vector, in version 2 a file of position deletes. Always all of it, in one place."""
+        table = self.table
         record: Record = {
             "content": POSITION_DELETES,
-            "file_path": location,
-            "file_format": "PUFFIN",
-            "partition": {},
+            "partition": table.layout.record(about.partition),
             "record_count": len(bitmap),
-            "file_size_in_bytes": len(file),
-            "referenced_data_file": path,
-            "content_offset": deletion_vectors.BLOB_OFFSET,
-            "content_size_in_bytes": len(blob),
+            "referenced_data_file": about.path,
         }
-        return _New(no, record, len(blob))
+        stem = f"{table.location}/data/{table.chance.uuid()}"
+        if table.has_lineage:
+            blob = deletion_vectors.encode(bitmap)
+            location, size = f"{stem}.puffin", len(blob)
+            blobs[location] = deletion_vectors.puffin(blob, about.path, len(bitmap))
+            record |= {"file_format": "PUFFIN", "content_offset": deletion_vectors.BLOB_OFFSET, "content_size_in_bytes": size}
+        else:
+            location = stem + position_deletes.SUFFIX
+            blobs[location] = position_deletes.encode(bitmap, about.path)
+            size = len(blobs[location])
+            lower, upper = position_deletes.bounds(bitmap, about.path)
+            record |= {
+                "file_format": "PARQUET",
+                "lower_bounds": [{"key": ident, "value": value} for ident, value in lower.items()],
+                "upper_bounds": [{"key": ident, "value": value} for ident, value in upper.items()],
+            }
+        record |= {"file_path": location, "file_size_in_bytes": len(blobs[location])}
+        return _New(no, record, size, about.partition)
 
     def _roll(self, content: int, gone: set[int], added: list[_New]) -> tuple[list[Manifest], list["_Draft"]]:
         """(manifests that stay as they are, manifests to write) so that ``gone`` leave and ``added`` come."""
@@ -711,24 +771,25 @@ class Delta:
         added_rows = 0
         for new in draft.added:
             count = new.record["record_count"]
-            body = encode_data_file(new.record)
+            body = table.codec.encode_data_file(new.record)
             bodies.append(entry_bytes(ADDED, snapshot_id, None, body))
             if content == DATA:
                 # Inherited (spec, First Row ID Inheritance): the manifest's, plus the rows of the new files before this one.
-                row_ids[new.no] = next_row_id + added_rows
-                body = encode_data_file({**new.record, "first_row_id": row_ids[new.no]})
-            entries.append(Entry(new.no, snapshot_id, sequence, sequence, count, new.size, body))
+                row_ids[new.no] = next_row_id + added_rows if table.has_lineage else -1
+            if content == DATA and table.has_lineage:
+                body = table.codec.encode_data_file({**new.record, "first_row_id": row_ids[new.no]})
+            entries.append(Entry(new.no, snapshot_id, sequence, sequence, count, new.size, new.partition, body))
             added_rows += count
         bodies += (
             entry_bytes(DELETED, snapshot_id, (entry.sequence_number, entry.file_sequence_number), entry.data_file)
             for entry in draft.deleted
         )
         location = f"{table.location}/metadata/{table.chance.uuid()}-m0.avro"
-        blobs[location] = encode_manifest(table.header(content), bodies)
+        blobs[location] = table.codec.encode_manifest(table.header(content), bodies)
         record: Record = {
             "manifest_path": location,
             "manifest_length": len(blobs[location]),
-            "partition_spec_id": table.metadata["default-spec-id"],
+            "partition_spec_id": table.layout.spec_id,
             "content": content,
             "sequence_number": sequence,
             "min_sequence_number": min((entry.sequence_number for entry in entries), default=sequence),
@@ -739,11 +800,12 @@ class Delta:
             "added_rows_count": added_rows,
             "existing_rows_count": existing_rows,
             "deleted_rows_count": sum(entry.record_count for entry in draft.deleted),
-            "partitions": [],
+            "partitions": table.layout.summaries(entry.partition for entry in (*entries, *draft.deleted)),
             "key_metadata": None,
-            "first_row_id": next_row_id if content == DATA else None,
         }
-        manifest = Manifest(record, encode_manifest_file(record), tuple(entries))
+        if table.has_lineage:
+            record["first_row_id"] = next_row_id if content == DATA else None
+        manifest = Manifest(record, table.codec.encode_manifest_file(record), tuple(entries))
         return manifest, next_row_id + added_rows + existing_rows
 
     def _summary(
@@ -773,9 +835,9 @@ class Delta:
             "added-records": rows,
             "deleted-records": rows_gone,
             "added-delete-files": len(vectors),
-            "added-dvs": len(vectors),
+            "added-dvs": len(vectors) if table.has_lineage else 0,
             "removed-delete-files": len(gone_vectors),
-            "removed-dvs": len(gone_vectors),
+            "removed-dvs": len(gone_vectors) if table.has_lineage else 0,
             "added-position-deletes": positions,
             "removed-position-deletes": positions_gone,
             "added-files-size": size,
@@ -789,6 +851,8 @@ class Delta:
             "total-equality-deletes": 0,
             "total-files-size": size - size_gone,
         }
+        touched = {new.partition for new in (*added, *vectors)}
+        touched |= {file.partition for file in gone} | {entry.partition for entry in gone_vectors}
         before = table.snapshot(table.snapshot_id)
         newest = table.metadata["last-sequence-number"]
         line = None if before is None or before["sequence-number"] != newest else before["summary"].get(LINE)
@@ -799,7 +863,7 @@ class Delta:
             "engine-name": WRITER,
             LINE: line or str(newest + 1),
             **{name: str(count) for name, count in counts.items() if count},
-            "changed-partition-count": "1" if any(counts.values()) else "0",
+            "changed-partition-count": str(len(touched)),
             **{name: str(totals[name] + grown[name]) for name in grown},
         }
 

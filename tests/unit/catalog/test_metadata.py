@@ -280,3 +280,41 @@ def test_pyiceberg_understands_the_metadata() -> None:
     assert current is not None
     assert (current.snapshot_id, current.sequence_number, parsed.format_version) == (12, 2, 3)
     assert [entry.snapshot_id for entry in parsed.snapshot_log] == [12]
+
+
+SPEC: Json = {"spec-id": 0, "fields": [{"source-id": 1, "field-id": 1000, "name": "id_bucket", "transform": "bucket[4]"}]}
+ORDER: Json = {
+    "order-id": 1,
+    "fields": [{"transform": "identity", "source-id": 1, "direction": "desc", "null-order": "nulls-last"}],
+}
+
+
+@pytest.mark.parametrize("format_version", [2, 3])
+def test_a_table_is_made_as_it_is_asked_for(format_version: int) -> None:
+    new = new_table("u-1", "/lake/t", SCHEMA, {}, 1, partition_spec=SPEC, sort_order=ORDER, format_version=format_version)
+    assert (new["partition-specs"], new["default-spec-id"], new["last-partition-id"]) == ([SPEC], 0, 1000)
+    assert (new["sort-orders"], new["default-sort-order-id"]) == ([ORDER], 1)
+    assert ("next-row-id" in new) == (format_version == 3)
+    theirs = TableMetadataUtil.parse_obj({**new, "table-uuid": "f79c3e09-677c-4bbd-a479-3f349cb785e7"})
+    assert theirs.format_version == format_version
+    assert str(theirs.spec().fields[0].transform) == "bucket[4]"
+
+
+def test_a_layout_of_columns_that_are_not_there_is_refused() -> None:
+    nowhere = {"fields": [{**SPEC["fields"][0], "source-id": 9}]}
+    with pytest.raises(ProjectError, match="no field 9"):
+        new_table("u-1", "/lake/t", SCHEMA, {}, 1, partition_spec=nowhere)
+    with pytest.raises(ProjectError, match="no field 9"):
+        new_table("u-1", "/lake/t", SCHEMA, {}, 1, sort_order=nowhere)
+    with pytest.raises(ProjectError, match="no format version 1"):
+        new_table("u-1", "/lake/t", SCHEMA, {}, 1, format_version=1)
+
+
+def test_version_2_has_no_row_ids() -> None:
+    base = new_table("u-1", "/lake/t", SCHEMA, {}, 1_000, format_version=2)
+    made = {**snapshot(11, {**base, "next-row-id": 0}, **{"first-row-id": None, "added-rows": None})}
+    after = apply(base, [{"action": "add-snapshot", "snapshot": made}, main(11)], 0)
+    assert "next-row-id" not in after
+    assert after["last-sequence-number"] == 1
+    with pytest.raises(ProjectError, match="no row ids"):
+        apply(base, [{"action": "add-snapshot", "snapshot": {**made, "first-row-id": 0, "added-rows": 1}}], 0)

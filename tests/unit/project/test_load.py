@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icelake.errors import ProjectError
+from icelake.model.layout import Layout, PartitionField, SortField
 from icelake.model.relation import Choice
 from icelake.project import FILE, Secret, Thinning, load_project
 
@@ -63,10 +64,16 @@ tables = ["sales.orders"]
 readers = ["duckdb", "spark"]
 out_of_range = "null"
 append_only = true
+partition = ["day(born)", 'bucket(16, "Full Name")', "country"]
+sort = ["id", "born desc nulls first"]
 [tables."crm.people".columns.amount]
 type = "decimal(20,4)"
 [tables."crm.people".columns."born on"]
 out_of_range = "text"
+[tables."public.*"]
+readers = ["duckdb", "snowflake"]
+[tables."public.old"]
+format = 2
 [commit]
 interval_ms = 250
 batch_mb = 64
@@ -84,6 +91,13 @@ memory_limit = "1.5GB"
     assert (people.readers, people.out_of_range) == (("duckdb", "spark"), "null")
     assert people.columns == {"amount": Choice("decimal(20,4)", None), "born on": Choice(None, "text")}
     assert people.append_only
+    assert people.layout == Layout(
+        (PartitionField("born", "day"), PartitionField("Full Name", "bucket", 16), PartitionField("country")),
+        (SortField("id"), SortField("born", True, True)),
+    )
+    # One of its readers was never seen to read version 3.
+    assert project.tables["public.*"].layout == Layout(format_version=2)
+    assert project.tables["public.old"].layout == Layout(format_version=2)
     assert (project.commit.interval_ms, project.commit.batch_mb, project.query.memory_limit) == (250, 64, "1.5GB")
     assert project.retention.thin == (Thinning(60, 3600), Thinning(86400, 400 * 86400))
 
@@ -125,6 +139,27 @@ memory_limit = "1.5GB"
             "PROJECT_BAD_VALUE",
             2,
             ["did you mean spark?", "duckdb, flink"],
+        ),
+        (
+            ("# a shop", '[tables."public.x"]\npartition = ["day(a)", "weeks(b)"]'),
+            "PROJECT_BAD_VALUE",
+            2,
+            ['tables."public.x".partition', "no transform 'weeks'", "choose of: identity, year"],
+        ),
+        (("# a shop", '[tables."public.x"]\npartition = ["bucket(a)"]'), "PROJECT_BAD_VALUE", 2, ["write bucket(16, column)"]),
+        (
+            ("# a shop", '[tables."public.x"]\npartition = "day(a)"'),
+            "PROJECT_BAD_VALUE",
+            2,
+            ["not a string", 'partition = ["day(placed_at)"'],
+        ),
+        (("# a shop", '[tables."public.x"]\nsort = ["a", "b down"]'), "PROJECT_BAD_VALUE", 2, ["'b down' is none of: column, column desc"]),
+        (("# a shop", '[tables."public.x"]\nformat = 1'), "PROJECT_BAD_VALUE", 2, ["1 is not a choice", "choose of: 2, 3"]),
+        (
+            ("# a shop", '[tables."public.x"]\nreaders = ["athena", "duckdb"]\nformat = 3'),
+            "PROJECT_BAD_VALUE",
+            3,
+            ["version 3 is not for athena", "duckdb, flink, pyiceberg, spark, trino"],
         ),
         (
             ("# a shop", '[tables."public.x"]\nout_of_range = "skip"'),

@@ -16,13 +16,10 @@ from icelake.tables.manifests import (
     ADDED,
     DELETED,
     EXISTING,
+    Codec,
     Record,
-    decode_data_file,
     decode_manifest,
     decode_manifest_list,
-    encode_data_file,
-    encode_manifest,
-    encode_manifest_list,
     entry_bytes,
     inherit,
     manifest_header,
@@ -41,11 +38,12 @@ RECORD: Record = {
     "split_offsets": [4],
     "first_row_id": 7,
 }
+CODEC = Codec(3, ())
 HEADER = {"schema": b"{}", "content": b"data"}
 
 
 def test_a_data_file_comes_back_with_null_for_what_it_has_not() -> None:
-    found = decode_data_file(encode_data_file(RECORD))
+    found = CODEC.decode_data_file(CODEC.encode_data_file(RECORD))
     assert {name: value for name, value in found.items() if value is not None} == RECORD
     assert found["referenced_data_file"] is None
 
@@ -53,9 +51,9 @@ def test_a_data_file_comes_back_with_null_for_what_it_has_not() -> None:
 @pytest.mark.parametrize("count", [0, 1, 500])
 def test_fastavro_reads_our_container(count: int) -> None:
     """Both codecs: small manifests are written plain, large ones deflated."""
-    body = encode_data_file(RECORD)
+    body = CODEC.encode_data_file(RECORD)
     entries = [entry_bytes(EXISTING, 5, (number, number), body) for number in range(count)]
-    file = encode_manifest(HEADER, entries)
+    file = CODEC.encode_manifest(HEADER, entries)
     reader = fastavro.reader(io.BytesIO(file))
     theirs = list(reader)
     header, ours = decode_manifest(file, "x")
@@ -68,7 +66,7 @@ def test_fastavro_reads_our_container(count: int) -> None:
 
 
 def test_every_field_of_the_written_schema_has_the_spec_s_id() -> None:
-    reader = fastavro.reader(io.BytesIO(encode_manifest(HEADER, [])))
+    reader = fastavro.reader(io.BytesIO(CODEC.encode_manifest(HEADER, [])))
     schema: Any = orjson.loads(reader.metadata["avro.schema"])
     ids: dict[str, int] = {}
 
@@ -113,7 +111,7 @@ def test_headers_are_all_there() -> None:
 
 
 def test_a_manifest_written_by_another_library_is_read() -> None:
-    schema = orjson.loads(fastavro.reader(io.BytesIO(encode_manifest(HEADER, []))).metadata["avro.schema"])
+    schema = orjson.loads(fastavro.reader(io.BytesIO(CODEC.encode_manifest(HEADER, []))).metadata["avro.schema"])
     # Other writers leave out optional fields, and order the rest as they like.
     data_file = next(field for field in schema["fields"] if field["name"] == "data_file")["type"]
     data_file["fields"] = [field for field in reversed(data_file["fields"]) if field["name"] not in ("key_metadata", "split_offsets")]
@@ -123,14 +121,14 @@ def test_a_manifest_written_by_another_library_is_read() -> None:
     _, entries = decode_manifest(out.getvalue(), "x")
     assert len(entries) == 3
     assert entries[0]["data_file"]["record_count"] == 10
-    assert decode_data_file(encode_data_file(entries[0]["data_file"]))["lower_bounds"] == RECORD["lower_bounds"]
+    assert CODEC.decode_data_file(CODEC.encode_data_file(entries[0]["data_file"]))["lower_bounds"] == RECORD["lower_bounds"]
 
 
 @given(st.data())
 def test_damaged_manifests_are_never_half_read(data: st.DataObject) -> None:
-    body = encode_data_file(RECORD)
+    body = CODEC.encode_data_file(RECORD)
     count = data.draw(st.sampled_from([1, 60]))
-    good = encode_manifest(HEADER, [entry_bytes(EXISTING, 5, (1, 1), body)] * count)
+    good = CODEC.encode_manifest(HEADER, [entry_bytes(EXISTING, 5, (1, 1), body)] * count)
     with pytest.raises(Corrupt):
         decode_manifest(good[: data.draw(st.integers(0, len(good) - 1))], "x")
     damaged = bytearray(good)
@@ -143,8 +141,8 @@ def test_damaged_manifests_are_never_half_read(data: st.DataObject) -> None:
 
 
 def test_a_body_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = encode_data_file(RECORD)
-    file = encode_manifest(HEADER, [entry_bytes(EXISTING, 5, (1, 1), body)] * 500)
+    body = CODEC.encode_data_file(RECORD)
+    file = CODEC.encode_manifest(HEADER, [entry_bytes(EXISTING, 5, (1, 1), body)] * 500)
     monkeypatch.setattr(manifests, "_MAX_BODY", 1000)
     with pytest.raises(Corrupt, match="inflates"):
         decode_manifest(file, "x")
@@ -165,7 +163,7 @@ def entry(status: int, **file: Any) -> Record:
 
 
 def test_new_entries_inherit_everything_from_their_manifest() -> None:
-    found = list(inherit(LISTED, [entry(EXISTING, first_row_id=5), entry(ADDED), entry(DELETED), entry(ADDED)], "x"))
+    found = list(inherit(LISTED, [entry(EXISTING, first_row_id=5), entry(ADDED), entry(DELETED), entry(ADDED)], "x", 3))
     assert [e["data_file"]["first_row_id"] for e in found] == [5, 100, None, 110]
     assert [e["sequence_number"] for e in found] == [2, 4, 2, 4]
     assert [e["file_sequence_number"] for e in found] == [2, 4, 2, 4]
@@ -174,20 +172,20 @@ def test_new_entries_inherit_everything_from_their_manifest() -> None:
 
 def test_old_entries_without_sequence_number_are_corrupt() -> None:
     with pytest.raises(Corrupt, match="sequence_number"):
-        list(inherit(LISTED, [{**entry(EXISTING, first_row_id=1), "sequence_number": None}], "x"))
+        list(inherit(LISTED, [{**entry(EXISTING, first_row_id=1), "sequence_number": None}], "x", 3))
 
 
 def test_a_manifest_without_row_ids_is_corrupt() -> None:
     with pytest.raises(Corrupt, match="first row id"):
-        list(inherit({**LISTED, "first_row_id": None}, [entry(ADDED)], "x"))
+        list(inherit({**LISTED, "first_row_id": None}, [entry(ADDED)], "x", 3))
 
 
 @pytest.mark.parametrize("file", [{"content": 2}, {"content": 1, "file_format": "PARQUET"}])
 def test_other_kinds_of_deletes_are_foreign(file: Record) -> None:
     with pytest.raises(ForeignChange):
-        list(inherit(LISTED, [entry(ADDED, **file)], "x"))
+        list(inherit(LISTED, [entry(ADDED, **file)], "x", 3))
 
 
 def test_a_manifest_list_may_be_empty() -> None:
     snapshot = {"snapshot-id": 1, "sequence-number": 1, "first-row-id": 0}
-    assert decode_manifest_list(encode_manifest_list(snapshot, []), "x")[1] == []
+    assert decode_manifest_list(CODEC.encode_manifest_list(snapshot, []), "x")[1] == []

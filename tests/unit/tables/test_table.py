@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from icelake.errors import Corrupt, ForeignChange, IcelakeError
+from icelake.model.layout import Layout, PartitionField, SortField
 from icelake.model.marker import Marker
 from icelake.ports import Json, LoadedTable
 from icelake.tables import data_files
 from icelake.tables.manifests import DATA, DELETES, decode_manifest, decode_manifest_list
-from icelake.tables.table import Table
+from icelake.tables.table import Placed, Table
 from tests.unit.tables.mirror import SMALL, MemoryStorage, Mirror, batch, relation
 
 MARKER = Marker(source="s", system_id="7", timeline=1, slot="x", lsn=0x16B3748, attempt="a")
@@ -24,6 +25,13 @@ def filled(count: int = 10) -> Mirror:
     mirror = Mirror(SMALL)
     mirror.commit([(key, f"v{key}") for key in range(count)])
     return mirror
+
+
+def only(placed: Placed) -> int:
+    """The one file all rows are in, in their order."""
+    assert placed.positions.tolist() == list(range(len(placed.positions)))
+    (no,) = set(placed.file_no.tolist())
+    return int(no)
 
 
 def both(*pairs: tuple[int, int]) -> tuple[Any, Any]:
@@ -168,10 +176,10 @@ def test_a_delta_fed_many_times_is_one_snapshot() -> None:
     mirror = filled()
     (base,) = mirror.table.files
     delta = mirror.table.delta()
-    ((first, _, _),) = delta.append(batch(SMALL, [(20, "a"), (21, "b")]), None)
+    first = only(delta.append(batch(SMALL, [(20, "a"), (21, "b")]), None))
     delta.delete(*both((base, 0), (first, 0)))
-    ((second, _, _),) = delta.append(batch(SMALL, [(20, "c"), (0, "d")]), np.array([-1, 0]))
-    ((third, _, _),) = delta.append(batch(SMALL, [(30, "gone")]), None)
+    second = only(delta.append(batch(SMALL, [(20, "c"), (0, "d")]), np.array([-1, 0])))
+    third = only(delta.append(batch(SMALL, [(30, "gone")]), None))
     delta.delete(*both((third, 0)))
     # Rows of files nobody knows yet can be read.
     found = mirror.table.read(*both((second, 1), (base, 5), (first, 1)), ["text"], delta=delta)
@@ -301,7 +309,17 @@ def changed(mirror: Mirror, **values: Any) -> LoadedTable:
 
 def test_other_shapes_of_tables_are_refused() -> None:
     mirror = filled()
-    for values in ({"format-version": 2}, {"partition-specs": [{"spec-id": 0, "fields": [{"name": "x"}]}]}):
+    twice = [{"spec-id": 0, "fields": []}, {"spec-id": 1, "fields": []}]
+    field = {"source-id": 1, "field-id": 1000, "name": "x", "transform": "void"}
+    for values in (
+        {"format-version": 1},
+        {"format-version": 4},
+        {"partition-specs": twice},
+        {"partition-specs": [{"spec-id": 0, "fields": [{"name": "x"}]}]},
+        {"partition-specs": [{"spec-id": 0, "fields": [field]}]},
+        {"partition-specs": [{"spec-id": 0, "fields": [{**field, "transform": "identity", "source-id": 9}]}]},
+        {"sort-orders": [{"order-id": 1, "fields": [{"transform": "bucket[3]", "source-id": 1, "direction": "asc", "null-order": "x"}]}]},
+    ):
         with pytest.raises(ForeignChange):
             Table.open(changed(mirror, **values), mirror.storage, mirror.clock, mirror.chance)
 
@@ -403,16 +421,18 @@ KEYS = st.integers(0, 25)
 class AgainstModel(RuleBasedStateMachine):
     """Any sequence of commits, compactions and expiries: memory, files and a dict agree."""
 
+    layout = Layout()
+
     def __init__(self) -> None:
         super().__init__()
-        self.mirror = Mirror(SMALL)
+        self.mirror = Mirror(SMALL, layout=self.layout)
 
     @rule(
-        put=st.dictionaries(KEYS, st.text(max_size=3), max_size=6),
+        put=st.dictionaries(KEYS, st.none() | st.text(max_size=3), max_size=6),
         delete=st.sets(KEYS, max_size=6),
         truncate=st.sampled_from([False] * 9 + [True]),
     )
-    def commit(self, put: dict[int, str], delete: set[int], truncate: bool) -> None:
+    def commit(self, put: dict[int, str | None], delete: set[int], truncate: bool) -> None:
         gone = [] if truncate else [key for key in delete if key in self.mirror.model and key not in put]
         self.mirror.commit(list(put.items()), gone, truncate=truncate)
 
@@ -439,8 +459,23 @@ class AgainstModel(RuleBasedStateMachine):
         self.mirror.check()
 
 
+class Partitioned(AgainstModel):
+    """The same, with rows that move from one partition to another."""
+
+    layout = Layout((PartitionField("text", "truncate", 1), PartitionField("id", "bucket", 2)), (SortField("text", True),))
+
+
+class VersionTwo(AgainstModel):
+    """The same without row lineage, with files of position deletes."""
+
+    layout = Layout((PartitionField("text"),), (SortField("id"),), 2)
+
+
 TestAgainstModel = AgainstModel.TestCase
+TestPartitioned = Partitioned.TestCase
+TestVersionTwo = VersionTwo.TestCase
 TestAgainstModel.settings = settings(max_examples=12, stateful_step_count=12, deadline=None)
+TestPartitioned.settings = TestVersionTwo.settings = settings(max_examples=8, stateful_step_count=10, deadline=None)
 
 
 @given(st.lists(st.tuples(KEYS, st.booleans()), max_size=30))

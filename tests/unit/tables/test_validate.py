@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from icelake.errors import Corrupt
-from icelake.tables import deletion_vectors, table
+from icelake.model.layout import Layout, PartitionField, SortField
+from icelake.tables import deletion_vectors, position_deletes, table
 from icelake.tables.manifests import ADDED, DELETED, EXISTING, Record, decode_manifest, decode_manifest_list
 from icelake.tables.schema import fields_of
 from icelake.tables.validate import Proposal, validate
@@ -209,7 +210,7 @@ for rule, how in [
     breaks(rule)(how)
 
 
-@breaks("the header says format-version 3")
+@breaks("the header says the table's format-version")
 def _(draft: Draft) -> None:
     draft.manifests[data_list(draft)["manifest_path"]][0]["format-version"] = b"2"
 
@@ -465,3 +466,123 @@ def test_a_commit_that_would_break_the_table_writes_no_metadata(monkeypatch: pyt
     with pytest.raises(Corrupt, match="COMMIT_INVALID"):
         mirror.commit(delete=[1])
     assert set(mirror.storage.files) == before
+
+
+# --------------------------------------------------------------------------------------------- partitions and version 2
+
+LAID_OUT = Layout((PartitionField("text", "truncate", 1), PartitionField("id", "bucket", 4)), (SortField("id"),))
+
+
+def laid_out(monkeypatch: pytest.MonkeyPatch, format_version: int) -> Proposal:
+    """A commit to a partitioned table: new files in three partitions, deletes in an old file that had some before."""
+    seen: list[Proposal] = []
+
+    def remember(proposal: Proposal) -> None:
+        seen.append(dataclasses.replace(proposal, files=dict(proposal.files), manifests=list(proposal.manifests)))
+        validate(proposal)
+
+    monkeypatch.setattr(table, "validate", remember)
+    mirror = Mirror(SHAPE, layout=dataclasses.replace(LAID_OUT, format_version=format_version))
+    mirror.commit([(key, 0.0, "a") for key in range(40)])
+    mirror.commit(delete=[0, 1, 2, 3])
+    mirror.commit([(100, 0.0, "b"), (101, 0.0, None)], delete=list(range(4, 12)))
+    mirror.check()
+    return seen[-1]
+
+
+def partition_of(content: int, **values: Any) -> Break:
+    """Another partition for a new file, of which the summary knows."""
+
+    def apply(draft: Draft) -> None:
+        found = file(content, ADDED)(draft)["partition"]
+        found.update({name: value(found[name]) if callable(value) else value for name, value in values.items()})
+        record, entries = draft.new(content)
+        record["partitions"] = draft.source.layout.summaries([tuple(entry["data_file"]["partition"].values()) for entry in entries])
+
+    return apply
+
+
+def summary_of(content: int, field: int, **values: Any) -> Break:
+    def apply(draft: Draft) -> None:
+        draft.new(content)[0]["partitions"][field].update(values)
+
+    return apply
+
+
+def bound_of(which: str, field: int, value: bytes) -> Break:
+    def apply(draft: Draft) -> None:
+        for pair in file(1, ADDED)(draft)[which]:
+            if pair["key"] == field:
+                pair["value"] = value
+
+    return apply
+
+
+def other_spec(draft: Draft) -> None:
+    draft.manifests[data_list(draft)["manifest_path"]][0]["partition-spec"] = b"[]"
+
+
+def other_positions(positions: list[int], about: str | None = None) -> Break:
+    def apply(draft: Draft) -> None:
+        found, _ = vector(draft, lambda base: base.deletes is not None)
+        bitmap = deletion_vectors.bitmap_of(np.array(positions, np.int64))
+        path = about or found["referenced_data_file"]
+        data = position_deletes.encode(bitmap, path)
+        lower, upper = position_deletes.bounds(bitmap, path)
+        draft.blobs[found["file_path"]] = data
+        draft.new(1)[0]["added_rows_count"] += len(bitmap) - found["record_count"]
+        found.update(
+            record_count=len(bitmap),
+            file_size_in_bytes=len(data),
+            lower_bounds=[{"key": key, "value": value} for key, value in lower.items()],
+            upper_bounds=[{"key": key, "value": value} for key, value in upper.items()],
+        )
+
+    return apply
+
+
+def gone_before(draft: Draft) -> list[int]:
+    return [int(position) for position in vector(draft, lambda base: base.deletes is not None)[1].deletes]
+
+
+PARTITIONED: list[tuple[str, Break]] = [
+    ("a file's rows are in its partition", partition_of(0, text_trunc="z")),
+    ("nulls are in a partition of their own", partition_of(0, text_trunc=None)),
+    ("rows are in its partition", partition_of(0, id_bucket=lambda bucket: (bucket + 1) % 4)),
+    ("deletes are in the partition of their data file", partition_of(1, text_trunc="z")),
+    ("deletes are in the partition of their data file", partition_of(1, text_trunc=None)),
+    ("contains_null is right", summary_of(0, 0, contains_null=False)),
+    ("no partition is NaN", summary_of(0, 0, contains_nan=True)),
+    ("lower bound is the smallest", summary_of(1, 0, lower_bound=b"b")),
+    ("upper bound is the largest", summary_of(0, 1, upper_bound=struct.pack("<i", -1))),
+    ("has bounds unless all is null", summary_of(0, 1, lower_bound=None, upper_bound=None)),
+    ("sums up each partition field", lambda draft: draft.new(0)[0]["partitions"].pop()),
+    ("the header holds the partition spec", other_spec),
+    ("a data file has the table's sort order", change(file(0, ADDED), sort_order_id=None)),
+    ("deletes have no sort order", change(file(1, ADDED), sort_order_id=1)),
+]
+VERSION_TWO: list[tuple[str, Break]] = [
+    ("version 2 has no row lineage", change(snapshot, **{"first-row-id": 0, "added-rows": 0})),
+    ("names its data file", change(file(1, ADDED), referenced_data_file=None)),
+    ("deletes are deletion vectors", change(file(1, ADDED), file_format="PUFFIN")),
+    ("bounds of the path say one data file", bound_of("lower_bounds", position_deletes.PATH_FIELD, b"/lake")),
+    ("bounds of the path say one data file", bound_of("upper_bounds", position_deletes.PATH_FIELD, b"/lakf")),
+    ("bounds of the positions", bound_of("upper_bounds", position_deletes.POSITION_FIELD, struct.pack("<q", 0))),
+    ("it is about other files", other_positions([0, 1], "/elsewhere")),
+    ("positions are in its file", lambda draft: other_positions([*gone_before(draft), 5_000])(draft)),
+    ("no deleted row comes back", lambda draft: other_positions([max(gone_before(draft)) + 1])(draft)),
+]
+
+
+@pytest.mark.parametrize(
+    ("format_version", "rule", "how"),
+    [(3, *one) for one in PARTITIONED] + [(2, *one) for one in (*PARTITIONED, *VERSION_TWO)],
+)
+def test_a_broken_rule_of_the_layout_is_named(monkeypatch: pytest.MonkeyPatch, format_version: int, rule: str, how: Break) -> None:
+    draft = Draft(laid_out(monkeypatch, format_version))
+    validate(draft.proposal())
+    how(draft)
+    with pytest.raises(Corrupt) as caught:
+        validate(draft.proposal())
+    assert caught.value.code == "COMMIT_INVALID"
+    assert rule in caught.value.why
