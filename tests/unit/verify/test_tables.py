@@ -61,7 +61,7 @@ def counts(table: dict[str, Any]) -> tuple[int, int, int]:
 @pytest.mark.parametrize("identity", ["full", "none"])
 def test_without_a_key_the_rows_are_a_multiset(pair, identity: str) -> None:
     pair.sql("CREATE TABLE t (a int, v text); INSERT INTO t VALUES (1, 'x'), (1, 'x'), (NULL, NULL), (2, 'y')")
-    rows = [{"a": 2, "v": "y"}, {"a": 1, "v": "x"}, {"a": None, "v": None}, {"a": 1, "v": "x"}]
+    rows: list[dict[str, Any]] = [{"a": 2, "v": "y"}, {"a": 1, "v": "x"}, {"a": None, "v": None}, {"a": 1, "v": "x"}]
     mirror(pair, rows, {"a": "int", "v": "string"}, (), identity=identity)
     table = only(pair)
     assert (table["equal"], table["problems"], table["source_rows"]) == (True, [], 4)
@@ -149,7 +149,7 @@ def test_a_relation_that_says_nothing_is_an_error(pair) -> None:
 
 def test_the_policy_of_a_column_decides_what_an_unfit_value_must_be(pair) -> None:
     pair.sql("CREATE TABLE t (id int PRIMARY KEY, n numeric(5,2), d date); INSERT INTO t VALUES (1, 'NaN', 'infinity'), (2, 1.5, NULL)")
-    rows = [{"id": 1, "n": None, "d": None}, {"id": 2, "n": Decimal("1.50"), "d": None}]
+    rows: list[dict[str, Any]] = [{"id": 1, "n": None, "d": None}, {"id": 2, "n": Decimal("1.50"), "d": None}]
     mirror(pair, rows, {"id": "int", "n": "decimal(5,2)", "d": "date"}, ("id",))
     table = only(pair)
     assert [(sample["key"], sample["columns"]) for sample in table["samples"]] == [({"id": "1"}, ["n", "d"])]
