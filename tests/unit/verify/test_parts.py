@@ -309,7 +309,8 @@ class Bench:
         run('CREATE TYPE textrange AS RANGE (subtype = text, collation = "C")')
         self.hstore = run("SELECT 1 FROM pg_available_extensions WHERE name = 'hstore'").fetchone() is not None
         if self.hstore:
-            run("CREATE EXTENSION hstore; CREATE FUNCTION pairs(text[], text[]) RETURNS hstore LANGUAGE sql AS 'SELECT hstore($1, $2)'")
+            run("CREATE EXTENSION hstore")
+            run("CREATE FUNCTION pairs(text[], text[]) RETURNS hstore LANGUAGE sql AS 'SELECT public.hstore($1, $2)'")
         else:
             # The wheel has none: a type that is read in the same way stands in for it.
             run("CREATE DOMAIN hstore AS jsonb")
