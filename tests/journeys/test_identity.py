@@ -267,25 +267,20 @@ def test_append_only_is_said_and_meant(shop: Shop) -> None:
         shop.sync()
 
 
-@pytest.mark.parametrize(
-    ("made", "lost", "mended"),
-    [
-        ("id int primary key, v text", "alter table t drop constraint t_pkey", "alter table t add primary key (id)"),
-        ("id int primary key, v text", "alter table t replica identity nothing", "alter table t replica identity default"),
-    ],
-)
-def test_what_names_rows_is_taken_away(shop: Shop, made: str, lost: str, mended: str) -> None:
+def test_what_names_rows_is_taken_away(shop: Shop) -> None:
     shop.sql(
-        f"create table t ({made})", "insert into t select n, 'v' from generate_series(1, 9) n", "create table other (id int primary key)"
+        "create table t (id int primary key, v text)",
+        "insert into t select n, 'v' from generate_series(1, 9) n",
+        "create table other (id int primary key)",
     )
     assert shop.same("t") == 9
-    shop.sql(lost)
+    shop.sql("alter table t drop constraint t_pkey")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):  # so says PostgreSQL, of every table that is published like this
         shop.sql("update t set v = 'w'")
     shop.sql("insert into other values (1)")
     with pytest.raises(UnsupportedTable, match=r"cannot be mirrored any more"):
         shop.sync()
-    shop.sql(mended, "update t set v = 'w'")
+    shop.sql("alter table t add primary key (id)", "update t set v = 'w'")
     assert shop.same("t") == 9
 
 

@@ -120,7 +120,7 @@ bag_change = st.tuples(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(base=st.lists(st.integers(0, ROWS - 1), max_size=8), changes=st.lists(bag_change, max_size=14))
 def test_net_effect_on_equal_rows_is_that_of_a_replay(base: list[int], changes: list[tuple[int, int, int]]) -> None:
     kind = np.array([c[0] for c in changes], np.uint8)

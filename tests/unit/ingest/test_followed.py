@@ -94,7 +94,7 @@ ROWS = [(n, f) for n in (None, 1) for f in (0.0, -0.0, None)]
 STEPS = ["insert", "update", "delete"] * 4 + ["truncate", "chunk", "chunk", "commit", "commit", "reopen", "give up", "compact"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(first=st.lists(st.sampled_from(ROWS), max_size=6), steps=st.lists(st.sampled_from(STEPS), max_size=40), data=st.data())
 def test_a_multiset_is_what_was_done_to_it(first: list[Row], steps: list[str], data: st.DataObject) -> None:
     rig = Rig(BAG, first)
