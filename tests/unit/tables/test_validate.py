@@ -470,6 +470,7 @@ def test_a_commit_that_would_break_the_table_writes_no_metadata(monkeypatch: pyt
 
 # --------------------------------------------------------------------------------------------- partitions and version 2
 
+PLAIN = relation(("id", "long"), ("f", "double"), ("text", "string"))
 LAID_OUT = Layout((PartitionField("text", "truncate", 1), PartitionField("id", "bucket", 4)), (SortField("id"),))
 
 
@@ -482,7 +483,7 @@ def laid_out(monkeypatch: pytest.MonkeyPatch, format_version: int) -> Proposal:
         validate(proposal)
 
     monkeypatch.setattr(table, "validate", remember)
-    mirror = Mirror(SHAPE, layout=dataclasses.replace(LAID_OUT, format_version=format_version))
+    mirror = Mirror(PLAIN, layout=dataclasses.replace(LAID_OUT, format_version=format_version))
     mirror.commit([(key, 0.0, "a") for key in range(40)])
     mirror.commit(delete=[0, 1, 2, 3])
     mirror.commit([(100, 0.0, "b"), (101, 0.0, None)], delete=list(range(4, 12)))

@@ -140,7 +140,7 @@ def test_what_names_rows(session: Connection, name: str, identity: str, key: tup
     found = only(session, name)
     assert isinstance(found, Relation), found
     assert (found.identity, found.key) == (identity, key)
-    assert found.key_is_ordered == (key in {("id",), ("u",), ("b", "a")} and name not in {"float_key", "bytes_key", "json_key"})
+    assert found.key_is_ordered == (key in {("id",), ("u",), ("b", "a")} and name not in {"float_key", "json_key"})
 
 
 def test_append_only_is_a_choice_whatever_names_rows(session: Connection) -> None:
@@ -195,7 +195,6 @@ def test_whether_a_key_is_ordered_goes_by_its_collation(session: Connection) -> 
         ("pair_key", "UNSUPPORTED_KEY", "several parts"),
         ("range_key", "UNSUPPORTED_KEY", "several parts"),
         ("interval_key", "UNSUPPORTED_KEY", "several parts"),
-        ("vector_key", "UNSUPPORTED_KEY", "several parts"),
         ("generated_key", "GENERATED_KEY", "generated"),
         ("reserved", "RESERVED_COLUMN_NAME", "_row_id"),
         ("absent", "TABLE_NOT_FOUND", "no such table"),
