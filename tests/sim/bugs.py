@@ -80,6 +80,10 @@ UPKEEP = "icelake.ingest.upkeep"
 STORE = "icelake.catalog.store"
 
 BAG = "icelake.tables.bag_index"
+PARKED = "icelake.ingest.parked"
+MEND = "icelake.ingest.mend"
+LOAD = "icelake.model.load"
+
 TABLE = "icelake.tables.table"
 EXPIRE = "icelake.tables.expire"
 REWRITE = "icelake.tables.rewrite"
@@ -466,6 +470,75 @@ _ALL = (
         "append-only keeps what a TRUNCATE of its own chunk removed",
         "an append-only mirror holds what was inserted since the last TRUNCATE",
         (Patch(FOLLOWED, "            inserts = inserts[inserts > truncates[-1]]\n", ""),),
+    ),
+    Bug(
+        "parked changes let go",
+        "while a table is parked every change to it is kept",
+        (Patch(APPLIER, "                self.parked[raw.table].keep(raw)\n", ""),),
+    ),
+    Bug(
+        "parked table stays in the cut",
+        "a parked table leaves the cut: its mirror stands still",
+        (Patch(APPLIER, "in self._control.cut.tables.items() if name not in map(str, notes)}", "in self._control.cut.tables.items()}"),),
+    ),
+    Bug(
+        "spool not emptied by the replay",
+        "what was replayed is gone from the spool in the same commit",
+        (Patch(APPLIER, "self._unpark(parked.id, change, parked.emptied(), heads)", "self._unpark(parked.id, change, None, heads)"),),
+    ),
+    Bug(
+        "replayed only in part",
+        "the whole spool is applied in one batch",
+        (Patch(PARKED, "for no in sorted(starts, key=starts.__getitem__):", "for no in sorted(starts, key=starts.__getitem__)[:1]:"),),
+    ),
+    Bug(
+        "replayed out of order",
+        "the spool is applied in source order",
+        (
+            Patch(
+                PARKED,
+                "for no in sorted(starts, key=starts.__getitem__):",
+                "for no in sorted(starts, key=starts.__getitem__, reverse=True):",
+            ),
+        ),
+    ),
+    Bug(
+        "half a batch goes with the table that parks",
+        "the batch is thrown away and made again from the marker",
+        (
+            Patch(
+                APPLIER,
+                "            self._troubles[table] = error\n            self._throw_away()\n            self.close()\n",
+                "            self._troubles[table] = error\n            self._commit(self._batch.position or self.position)\n"
+                "            self.close()\n",
+            ),
+        ),
+    ),
+    Bug(
+        "held rows believed",
+        "an interval that is not loaded admits no change, whether the lake has rows of it or not",
+        (Patch(LOAD, "return LoadState((Interval(None, None, held=True),))", "return LoadState((Interval(None, 0),))"),),
+    ),
+    Bug(
+        "rows the source has not are kept",
+        "to load a held interval is to remove what the source does not have",
+        (Patch(APPLIER, "                    mending.finish(lower, read.upper.bound)\n", ""),),
+    ),
+    Bug(
+        "rows that differ are kept",
+        "to load a held interval is to replace what differs",
+        (Patch(MEND, "            if len(unlike):\n", "            if len(unlike) > 1 << 40:\n"),),
+    ),
+    Bug(
+        "rows beyond the range removed",
+        "a range is compared within its bounds",
+        (
+            Patch(
+                MEND,
+                "            inside = np.flatnonzero(self._inside(keys, lower, upper))\n",
+                "            inside = np.arange(len(unseen))\n",
+            ),
+        ),
     ),
 )
 
