@@ -134,6 +134,11 @@ def test_only_plain_locations_in_the_lake(place: Place, path: str) -> None:
     assert caught.value.code == "STORAGE_LOCATION"
 
 
+def write_and_flush(storage: LocalStorage | S3Storage, location: str, data: bytes) -> None:
+    storage.write(location, data)
+    storage.flush()
+
+
 def test_same_bytes_may_be_written_again_others_never(place: Place) -> None:
     storage, path = place.storage, f"{place.root}/f"
     storage.write(path, b"abc")
@@ -143,8 +148,7 @@ def test_same_bytes_may_be_written_again_others_never(place: Place) -> None:
     storage.flush()
     for other in (storage, place.reopen()):
         with pytest.raises(Refused) as caught:
-            other.write(path, b"abd")
-            other.flush()
+            write_and_flush(other, path, b"abd")
         assert caught.value.code == "LOCATION_REUSED"
     assert place.reopen().read(path) == b"abc"
 

@@ -29,8 +29,17 @@ EXTENSIONS = ("avro", "iceberg")
 """Loaded in this order from their wheels: iceberg reads manifests with avro."""
 HTTPFS = "httpfs"
 """Loaded for a lake on S3."""
-HTTP: Mapping[str, int] = {"http_timeout": 60, "http_retries": 6, "http_retry_wait_ms": 100, "http_retry_backoff": 3}
-"""Tries again after 0.1, 0.3, 0.9, ... 24 s: a busy S3 is waited for as long as our own reading waits for it."""
+HTTP: Mapping[str, str] = {
+    # Tries again after 0.1, 0.3, 0.9, ... 24 s: a busy S3 is waited for about as long as by our own reading.
+    "http_timeout": "60",
+    "http_retries": "6",
+    "http_retry_wait_ms": "100",
+    "http_retry_backoff": "3",
+    "httpfs_connection_caching": "true",
+    # Else a ? in a location would be options, and a query could send our signatures to a server of its choice. (With
+    # enable_global_s3_configuration off, DuckDB 1.5 does not look at this.)
+    "s3_url_compatibility_mode": "true",
+}
 
 TableAt = tuple[str, int | None]
 """(location of the metadata.json, snapshot id); None: the table as it was before its first snapshot, which is empty."""
@@ -106,7 +115,8 @@ def _reach(connection: duckdb.DuckDBPyConnection, s3: S3Settings, folders: Seque
     """Let the connection read the folders on S3 with the project's credentials, and ask nobody else for any."""
     connection.execute(f"LOAD {_literal(str(extension_file(HTTPFS)))}")
     for name, value in HTTP.items():
-        connection.execute(f"SET {name}={value}")
+        # Global: some of them would else hold for this cursor only.
+        connection.execute(f"SET GLOBAL {name}={value}")
     keys = s3.reveal()
     scheme, _, host = s3.base().partition("://")
     options = {
@@ -116,8 +126,6 @@ def _reach(connection: duckdb.DuckDBPyConnection, s3: S3Settings, folders: Seque
         "ENDPOINT": _literal(host),
         "URL_STYLE": _literal("path" if s3.path_style else "vhost"),
         "USE_SSL": "true" if scheme == "https" else "false",
-        # Else a ? in a name would be options, and a query could send our signatures to a server of its choice.
-        "URL_COMPATIBILITY_MODE": "true",
         "SCOPE": f"[{', '.join(_literal(folder) for folder in folders)}]",
     }
     if keys.session_token is not None:

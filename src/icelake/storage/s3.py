@@ -365,6 +365,15 @@ class S3Storage:
         why = _why(error)
         if code == "NoSuchBucket":
             return Refused("S3_NO_BUCKET", what, f"there is no bucket {self._bucket}", "make it, or correct [lake] warehouse")
+        if status == 507 or code in _FULL:
+            return Unreachable("S3_FULL", what, f"the S3 server has no room: {why}", "free space there; it is tried again")
+        if (
+            code in _DAMAGED
+            or (status is None and not isinstance(error, FileNotFoundError))
+            or status in (408, 409, 425, 429)
+            or (status is not None and status >= 500 and status != 501)
+        ):
+            return Unreachable("STORAGE_UNREACHABLE", what, why, "it is tried again; if it stays, look at the S3 server and the network")
         if isinstance(error, FileNotFoundError) or status == 404:
             return Corrupt("FILE_MISSING", what, why, "restore the file from a backup, or load the table again")
         if code in _CREDENTIALS_REFUSED or status == 401:
@@ -377,10 +386,6 @@ class S3Storage:
             return Refused(
                 "STORAGE_DENIED", what, why, "let these keys get, put, list and delete objects below [lake] warehouse (the bucket's policy)"
             )
-        if status == 507 or code in _FULL:
-            return Unreachable("S3_FULL", what, f"the S3 server has no room: {why}", "free space there; it is tried again")
-        if status is None or status in (408, 409, 425, 429) or (status >= 500 and status != 501) or code in _PASSING:
-            return Unreachable("STORAGE_UNREACHABLE", what, why, "it is tried again; if it stays, look at the S3 server and the network")
         return Refused("S3_REFUSED", what, why, "see what the S3 server says about it")
 
 
@@ -436,10 +441,11 @@ _CREDENTIALS_REFUSED = frozenset(
 )
 _WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException"})
 _FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded"})
-_PASSING = frozenset(
-    {"RequestTimeout", "SlowDown", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "InvalidDigest", "InternalError"}
+_DAMAGED = frozenset(
+    {"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch", "InvalidDigest", "IncompleteBody", "MalformedXML", "NoSuchUpload"}
 )
-"""Error codes with status 400 that another try may not meet: the request was damaged or too slow on its way."""
+"""Error codes with status 400 or 404 that another try may not meet: the request was damaged or too slow on its way, or the parts of
+an upload were cleared away meanwhile."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
