@@ -25,11 +25,11 @@ pytestmark = pytest.mark.crash
 
 FULL = bool(os.environ.get("ICELAKE_FULL"))
 POINTS = (
-    "storage.write:after:40",
+    "storage.write:after:30",
     "storage.flush:before:9",
     "storage.flush:after:12",
-    "catalog.commit:before:9",
-    "catalog.commit:after:14",
+    "catalog.commit:before:6",
+    "catalog.commit:after:9",
     "storage.delete:after:3",
 )
 
