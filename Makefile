@@ -12,7 +12,7 @@ ARGS ?=
 PARALLEL ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
 TEST := $(BIN)/python -m pytest
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra demo --group dev
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra demo --extra s3-server --group dev
 
 # The stamps are copies: a changed lock makes the environment anew, a touched one does not.
 LOCKED := .venv/.requirements.lock

@@ -32,12 +32,13 @@ from icelake.model.relation import Refusal, Relation, TableId
 from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
 from icelake.observe.faults import FaultPoint, fault_point, plant
-from icelake.ports import Json, LoadedTable
+from icelake.ports import Json, LoadedTable, Storage
 from icelake.project import Project, SourceSettings, TableSettings, load_project
 from icelake.sources.postgres.choices import choose
 from icelake.sources.postgres.doctor import Question, check
 from icelake.sources.postgres.server import PostgresSource
 from icelake.storage.local import LocalStorage
+from icelake.storage.s3 import S3Storage
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import FolderFiles
 from icelake.tables.schema import relation_of
@@ -72,10 +73,15 @@ class Lakehouse:
         self._clock = SystemClock()
         self._chance = SystemChance()
         lake = project.lake
-        for folder in (lake, lake / "warehouse", lake / "index", lake / "desk", lake / "scratch"):
+        for folder in (lake, lake / "index", lake / "desk", lake / "scratch"):
             _make(folder)
-        self._storage = plant("storage", LocalStorage(), self._point)
-        catalog = SqliteCatalog(str(lake / "catalog.db"), str(lake / "warehouse"), self._storage, self._clock, self._chance)
+        if project.s3 is None:
+            _make(Path(project.warehouse))
+            self._files: LocalStorage | S3Storage = LocalStorage()
+        else:
+            self._files = S3Storage(project.warehouse, project.s3)
+        self._storage: Storage = plant("storage", self._files, self._point)
+        catalog = SqliteCatalog(str(lake / "catalog.db"), project.warehouse, self._storage, self._clock, self._chance)
         self._catalog = plant("catalog", catalog, self._point)
 
     @staticmethod
@@ -85,6 +91,7 @@ class Lakehouse:
 
     def close(self) -> None:
         self._catalog.close()
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -314,9 +321,10 @@ class Lakehouse:
         lease = self._catalog.lease(f"query {os.getpid()}", where.snapshots, QUERY_LEASE) if where.snapshots else None
         try:
             with DuckDBEngine(
-                [self.project.lake / "warehouse"],
+                [self.project.warehouse],
                 memory_limit=self.project.query.memory_limit,
                 scratch=self.project.lake / "scratch",
+                s3=self.project.s3,
             ) as engine:
                 return engine.query(sql, where.tables)
         except ProjectError as error:
@@ -511,7 +519,15 @@ class Lakehouse:
     def _verify(
         self, settings: SourceSettings, tables: Sequence[str], handshake: AtDesk | InProcess, report: Callable[[Json], None] | None
     ) -> Json:
-        return verify(settings.dsn.reveal(), self._catalog, tables, handshake, report=report, scratch=self.project.lake / "scratch")
+        return verify(
+            settings.dsn.reveal(),
+            self._catalog,
+            tables,
+            handshake,
+            report=report,
+            scratch=self.project.lake / "scratch",
+            s3=self.project.s3,
+        )
 
     def _bring(self, applier: Applier, desk: SqliteDesk, lsn: int) -> int:
         """The id of a cut on exactly the commits before ``lsn``, made by stepping the applier of this process."""

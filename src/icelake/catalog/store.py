@@ -29,6 +29,7 @@ from icelake.errors import (
     Refused,
     Unreachable,
 )
+from icelake.model.location import canonical
 from icelake.model.relation import TableId
 from icelake.ports import Chance, Clock, Json, Lease, LoadedTable, Storage, TableChange
 
@@ -265,7 +266,8 @@ class SqliteCatalog:
     def _check_location(connection: sqlite3.Connection, table: TableId, location: str) -> None:
         for namespace, name, taken in connection.execute("SELECT namespace, name, location FROM tables"):
             other = TableId(namespace, name)
-            inside = f"{location}/".startswith(f"{taken}/") or f"{taken}/".startswith(f"{location}/")
+            mine, theirs = f"{canonical(location)}/", f"{canonical(taken)}/"
+            inside = mine.startswith(theirs) or theirs.startswith(mine)
             if inside and other != table:
                 raise AlreadyExists(
                     "LOCATION_TAKEN",

@@ -3,7 +3,9 @@
 Promises: works without network, without HOME and from an environment that cannot be written to; a query sees exactly the snapshots
 it was given; SQL can read the lake's folders and nothing else, and can change nothing; answers carry the exact values (decimals stay
 decimals, timestamptz is UTC). Never downloads an extension, never looks at Python variables or files the SQL names, never picks a
-"latest" version by itself. Fails with ProjectError for SQL that is wrong, Corrupt for lake files that cannot be read.
+"latest" version by itself. A lake on S3 is read with the project's credentials below the warehouse only; they show in no answer and
+in no error. Fails with ProjectError for SQL that is wrong, Corrupt for lake files that cannot be read, Unreachable or Refused for an
+S3 that does not answer or does not let us.
 """
 
 import difflib
@@ -19,15 +21,32 @@ from typing import Self
 import duckdb
 import pyarrow as pa
 
-from icelake.errors import Corrupt, IcelakeError, ProjectError, Refused
+from icelake.errors import Corrupt, IcelakeError, ProjectError, Refused, Unreachable
+from icelake.model.location import canonical, is_s3
+from icelake.project import S3Settings
 
 EXTENSIONS = ("avro", "iceberg")
 """Loaded in this order from their wheels: iceberg reads manifests with avro."""
+HTTPFS = "httpfs"
+"""Loaded for a lake on S3."""
+HTTP: Mapping[str, str] = {
+    # Tries again after 0.1, 0.3, 0.9 and 2.7 s. Not longer: DuckDB waits so for an answer 403 too.
+    "http_timeout": "60",
+    "http_retries": "5",
+    "http_retry_wait_ms": "100",
+    "http_retry_backoff": "3",
+    "httpfs_connection_caching": "true",
+    # Else a ? in a location would be options, and a query could send our signatures to a server of its choice. (With
+    # enable_global_s3_configuration off, DuckDB 1.5 does not look at this.)
+    "s3_url_compatibility_mode": "true",
+}
 
 TableAt = tuple[str, int | None]
 """(location of the metadata.json, snapshot id); None: the table as it was before its first snapshot, which is empty."""
 
 _UNQUALIFIED = "_unqualified"
+_HTTP_STATUS = re.compile(r"\bHTTP (?:code )?(\d{3})\b")
+_NO_ANSWER = re.compile(r"\bHTTP (GET|HEAD|POST)\b|error for HTTP")
 _MISSING = re.compile(r'(?:Table with name|relation) "?([^"]+?)"? does not exist', re.IGNORECASE)
 
 
@@ -52,10 +71,12 @@ def connect(
     memory_limit: str = "512MB",
     scratch: Path | None = None,
     threads: int | None = None,
+    s3: S3Settings | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB that can read Iceberg under ``folders`` and nothing outside them; configuration is then locked.
 
-    ``scratch`` is where it may spill; None: it may not. ``memory_limit`` is DuckDB's (text with a unit).
+    ``folders`` may be locations on S3 if ``s3`` says how to reach them. ``scratch`` is where it may spill; None: it may not.
+    ``memory_limit`` is DuckDB's (text with a unit).
     """
     config: dict[str, str | bool | int | float | list[str]] = {
         "autoinstall_known_extensions": "false",
@@ -73,7 +94,14 @@ def connect(
     connection = duckdb.connect(":memory:", config=config)
     for name in EXTENSIONS:
         connection.execute(f"LOAD {_literal(str(extension_file(name)))}")
-    allowed = {path for folder in folders for path in (str(Path(folder).absolute()), str(Path(folder).resolve()))}
+    allowed: set[str] = set()
+    for folder in folders:
+        if is_s3(str(folder)):
+            allowed.add(f"{canonical(str(folder))}/")
+        else:
+            allowed |= {str(Path(folder).absolute()), str(Path(folder).resolve())}
+    if s3 is not None:
+        _reach(connection, s3, sorted(folder for folder in allowed if is_s3(folder)))
     if scratch:
         allowed.add(str(scratch.absolute()))
     connection.execute(f"SET allowed_directories=[{', '.join(_literal(path) for path in sorted(allowed))}]")
@@ -81,6 +109,34 @@ def connect(
     connection.execute("SET enable_external_access=false")
     connection.execute("SET lock_configuration=true")
     return connection
+
+
+def _reach(connection: duckdb.DuckDBPyConnection, s3: S3Settings, folders: Sequence[str]) -> None:
+    """Let the connection read the folders on S3 with the project's credentials, and ask nobody else for any."""
+    connection.execute(f"LOAD {_literal(str(extension_file(HTTPFS)))}")
+    for name, value in HTTP.items():
+        # Global: some of them would else hold for this cursor only.
+        connection.execute(f"SET GLOBAL {name}={value}")
+    keys = s3.reveal()
+    scheme, _, host = s3.base().partition("://")
+    options = {
+        "KEY_ID": _literal(keys.access_key),
+        "SECRET": _literal(keys.secret_key),
+        "REGION": _literal(s3.region),
+        "ENDPOINT": _literal(host),
+        "URL_STYLE": _literal("path" if s3.path_style else "vhost"),
+        "USE_SSL": "true" if scheme == "https" else "false",
+        "SCOPE": f"[{', '.join(_literal(folder) for folder in folders)}]",
+    }
+    if keys.session_token is not None:
+        options["SESSION_TOKEN"] = _literal(keys.session_token)
+    try:
+        connection.execute(f"CREATE SECRET lake (TYPE s3, {', '.join(f'{name} {value}' for name, value in options.items())})")
+    except duckdb.Error:
+        # Its message may quote the statement, and with it the secret; nothing of it is passed on.
+        raise ProjectError(
+            "S3_SETTINGS", "DuckDB does not take the settings of [lake.s3]", "", "check that the keys hold no stray characters"
+        ) from None
 
 
 def iceberg_scan(at: TableAt) -> str:
@@ -114,8 +170,9 @@ class DuckDBEngine:
         memory_limit: str = "512MB",
         scratch: Path | None = None,
         threads: int | None = None,
+        s3: S3Settings | None = None,
     ) -> None:
-        self._connection = connect(folders, memory_limit=memory_limit, scratch=scratch, threads=threads)
+        self._connection = connect(folders, memory_limit=memory_limit, scratch=scratch, threads=threads, s3=s3)
         self._numbers = itertools.count()
 
     def close(self) -> None:
@@ -186,7 +243,7 @@ def _open(cursor: duckdb.DuckDBPyConnection, catalog: str, sql: str, tables: Map
                 "ask with an engine that does, or rename one of them",
             ) from error
         except duckdb.Error as error:
-            raise _unreadable(str(error)) from error
+            raise unreadable(str(error)) from error
         if namesakes[name.casefold()] == 1:
             cursor.execute(f"CREATE VIEW {catalog}.{_UNQUALIFIED}.{_quoted(name)} AS SELECT * FROM {view}")
     cursor.execute(f"SET search_path='{catalog}.public,{catalog}.{_UNQUALIFIED}'")
@@ -231,7 +288,7 @@ def _explain(message: str, tables: Mapping[str, TableAt]) -> IcelakeError:
     if kind == "INTERRUPT Error":
         raise KeyboardInterrupt
     if kind in ("IO Error", "HTTP Error"):
-        return _unreadable(text)
+        return unreadable(text)
     if kind == "Out of Memory Error":
         return Refused(
             "QUERY_OUT_OF_MEMORY",
@@ -269,11 +326,26 @@ def _explain(message: str, tables: Mapping[str, TableAt]) -> IcelakeError:
     return ProjectError("SQL_ERROR", "DuckDB refuses the query", text, "see https://duckdb.org/docs/stable/sql/introduction")
 
 
-def _unreadable(text: str) -> Corrupt:
+def unreadable(text: str) -> IcelakeError:
+    """What it means that DuckDB could not read the lake, by the text of its IO or HTTP error."""
+    brief = text.partition("\n")[0]
+    status = _HTTP_STATUS.search(text)
+    if status is not None and status[1] in ("401", "403"):
+        reason = next((line for line in text.splitlines()[1:] if line.strip()), brief)
+        return Refused(
+            "STORAGE_DENIED", "S3 does not let a query read the lake", reason, "check the keys in [lake.s3] and the bucket's policy"
+        )
+    if (status is None and _NO_ANSWER.search(text)) or (status is not None and (status[1] in ("408", "429") or status[1] >= "500")):
+        return Unreachable(
+            "STORAGE_UNREACHABLE",
+            "a query cannot reach the lake on S3",
+            brief,
+            "try again; if it stays, look at the S3 server and the network",
+        )
     return Corrupt(
         "LAKE_FILE_UNREADABLE",
         "a file of the lake cannot be read",
-        text.partition("\n")[0],
+        brief,
         "if it is gone or damaged, restore it from a backup; icelake verify names what is missing",
     )
 

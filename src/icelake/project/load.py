@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from icelake.errors import ProjectError
 from icelake.model.layout import Layout, PartitionField, SortField
+from icelake.model.location import canonical, is_s3
 from icelake.model.relation import Choice
 from icelake.model.types import Primitive
 from icelake.model.types import parse as parse_type
@@ -28,6 +29,7 @@ from icelake.project.project import (
     QuerySettings,
     Reader,
     RetentionSettings,
+    S3Settings,
     SourceSettings,
     TableSettings,
     Thinning,
@@ -72,7 +74,9 @@ def _column_type(text: str) -> str:
 
 def _folder(text: str) -> str:
     if "://" in text:
-        raise ValueError("this version keeps the lake in a local folder")
+        raise ValueError(
+            'the catalog and the indexes stay in a local folder; the tables may be elsewhere: warehouse = "s3://bucket/prefix"'
+        )
     return text
 
 
@@ -84,6 +88,21 @@ def _partition(text: str) -> str:
 def _sort(text: str) -> str:
     SortField.parse(text)
     return text
+
+
+def _warehouse(text: str) -> str:
+    bucket, _, prefix = canonical(text).removeprefix("s3://").partition("/")
+    if not is_s3(text) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9]", bucket) is None:
+        raise ValueError("expected s3://bucket/prefix")
+    if re.fullmatch(r"[A-Za-z0-9!_.'()=+@-]+(/[A-Za-z0-9!_.'()=+@-]+)*", prefix) is None or {"", ".", ".."} & set(prefix.split("/")):
+        raise ValueError("expected a prefix in the bucket, of letters, digits and plain signs: s3://bucket/prefix")
+    return canonical(text)
+
+
+def _endpoint(text: str) -> str:
+    if re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-fA-F:]+\](:\d{1,5})?", text.rstrip("/")) is None:
+        raise ValueError("expected a URL of host and port only, as in https://s3.example.org or http://127.0.0.1:8333")
+    return text.rstrip("/")
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
@@ -100,13 +119,24 @@ class _Project(_Part):
     profile: Literal["embedded", "stack", "external"] = "embedded"
 
 
-class _Lake(_Part):
-    folder: Annotated[str, StringConstraints(min_length=1), AfterValidator(_folder)] = "lake"
-
-
 class _Reference(_Part):
     env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     file: Annotated[str, StringConstraints(min_length=1)] | None = None
+
+
+class _S3(_Part):
+    endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
+    region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "us-east-1"
+    access_key: _Reference
+    secret_key: _Reference
+    session_token: _Reference | None = None
+    path_style: bool | None = None
+
+
+class _Lake(_Part):
+    folder: Annotated[str, StringConstraints(min_length=1), AfterValidator(_folder)] = "lake"
+    warehouse: Annotated[str, AfterValidator(_warehouse)] | None = None
+    s3: _S3 | None = None
 
 
 class _Source(_Part):
@@ -227,11 +257,14 @@ def _project(writing: _Writing, checked: _File, profile: str | None) -> Project:
                 "updates and deletes of such a table do not reach its mirror: that is to be said of each by name",
                 'write [tables."schema.name"]',
             )
+    lake = (root / checked.lake.folder).absolute()
     return Project(
         file=writing.file.absolute(),
         name=checked.project.name,
         profile=chosen,
-        lake=(root / checked.lake.folder).absolute(),
+        lake=lake,
+        warehouse=checked.lake.warehouse or str(lake / "warehouse"),
+        s3=_s3(writing, root, checked.lake),
         sources=sources,
         tables={name: _table(writing, name, table) for name, table in checked.tables.items()},
         commit=CommitSettings(checked.commit.interval_ms, checked.commit.batch_mb),
@@ -246,12 +279,8 @@ def _source(writing: _Writing, root: Path, name: str, source: _Source) -> Source
         if not source.dsn.strip():
             raise writing.error("PROJECT_BAD_VALUE", place, "is empty", "", 'write a DSN, { env = "NAME" } or { file = "path" }')
         secret = Secret("text", source.dsn)
-    elif source.dsn.env is not None and source.dsn.file is None:
-        secret = Secret("env", source.dsn.env)
-    elif source.dsn.file is not None and source.dsn.env is None:
-        secret = Secret("file", str(root / source.dsn.file))
     else:
-        raise writing.error("PROJECT_BAD_VALUE", place, "a secret has one place", "", 'write either { env = "NAME" } or { file = "path" }')
+        secret = _secret(writing, root, place, source.dsn)
     return SourceSettings(name, secret, tuple(source.tables), tuple(source.exclude))
 
 
@@ -272,6 +301,36 @@ def _table(writing: _Writing, name: str, table: _Table) -> TableSettings:
         table.format or (2 if only_v2 else 3),
     )
     return TableSettings(tuple(table.readers), table.out_of_range, columns, layout, table.append_only)
+
+
+def _secret(writing: _Writing, root: Path, place: tuple[str, ...], reference: _Reference) -> Secret:
+    if reference.env is not None and reference.file is None:
+        return Secret("env", reference.env)
+    if reference.file is not None and reference.env is None:
+        return Secret("file", str(root / reference.file))
+    raise writing.error("PROJECT_BAD_VALUE", place, "a secret has one place", "", 'write either { env = "NAME" } or { file = "path" }')
+
+
+def _s3(writing: _Writing, root: Path, lake: _Lake) -> S3Settings | None:
+    s3 = lake.s3
+    if lake.warehouse is None and s3 is not None:
+        raise writing.error(
+            "PROJECT_MISSING_KEY", ("lake", "s3"), "there is no warehouse on S3", "", 'add warehouse = "s3://bucket/prefix" to [lake]'
+        )
+    if lake.warehouse is not None and s3 is None:
+        raise writing.error("PROJECT_MISSING_KEY", ("lake", "warehouse"), "how to reach S3 is missing", "", _EXAMPLES["s3"])
+    if s3 is None:
+        return None
+    place = ("lake", "s3")
+    return S3Settings(
+        endpoint=s3.endpoint,
+        region=s3.region,
+        access_key=_secret(writing, root, (*place, "access_key"), s3.access_key),
+        secret_key=_secret(writing, root, (*place, "secret_key"), s3.secret_key),
+        session_token=_secret(writing, root, (*place, "session_token"), s3.session_token) if s3.session_token is not None else None,
+        # Amazon's own buckets have hosts; servers at an endpoint seldom have names for theirs.
+        path_style=s3.path_style if s3.path_style is not None else s3.endpoint is not None,
+    )
 
 
 def _wants(source: SourceSettings, table: str) -> bool:
@@ -328,7 +387,8 @@ def _explain(writing: _Writing, content: dict[str, Any], error: ValidationError)
             what = f"{first['input']!r} is not a name"
             fix = "names are lower-case letters, digits, _ and -, and begin with a letter (an environment variable: letters, digits and _)"
         elif first["type"].endswith("_type"):
-            what = f"{what}, not {_toml_type(first['input'])}"
+            wanted = "Input should be a table" if first["type"] == "model_type" else what
+            what = f"{wanted}, not {_toml_type(first['input'])}"
             fix = _EXAMPLES.get(path[-1], "")
     if more > 0:
         why = f"{why}; and {more} more" if why else f"and {more} more"
@@ -341,6 +401,10 @@ _EXAMPLES = {
     "sources": '[sources.shop] with dsn = { env = "SHOP_DSN" } and tables = ["public.*"]',
     "dsn": 'dsn = { env = "SHOP_DSN" }, { file = "path" }, or the DSN itself',
     "tables": 'tables = ["public.*"]',
+    "s3": '[lake.s3] with access_key = { env = "LAKE_ACCESS_KEY" }, secret_key = { env = "LAKE_SECRET_KEY" } and endpoint = "https://..."',
+    "access_key": 'access_key = { env = "LAKE_ACCESS_KEY" } or { file = "path" }',
+    "secret_key": 'secret_key = { env = "LAKE_SECRET_KEY" } or { file = "path" }',
+    "session_token": 'session_token = { env = "LAKE_SESSION_TOKEN" } or { file = "path" }',
     "exclude": 'exclude = ["public.audit"]',
     "readers": 'readers = ["duckdb", "spark"]',
     "partition": 'partition = ["day(placed_at)", "bucket(16, customer_id)"]',
@@ -381,11 +445,15 @@ def _keys(path: tuple[str, ...]) -> list[str]:
         "retention": _Retention,
         "query": _Query,
     }
-    model: type[BaseModel] = _File if not path else parts[path[0]]
-    if len(path) == 3 and path[-1] == "dsn":
+    model: type[BaseModel]
+    if not path:
+        model = _File
+    elif len(path) == 3 and (path[-1] == "dsn" or path[:2] == ("lake", "s3")):
         model = _Reference
     elif len(path) == 4 and path[2] == "columns":
         model = _Column
+    else:
+        model = _S3 if path[:2] == ("lake", "s3") else parts[path[0]]
     return list(model.model_fields)
 
 

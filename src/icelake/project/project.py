@@ -1,7 +1,7 @@
 """What a project is once its file has been checked: frozen values, nothing left to doubt. No I/O."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -76,13 +76,57 @@ class QuerySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class S3Keys:
+    """Secrets themselves: for signing, and for nothing that is shown."""
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """How to reach an S3. ``endpoint``: a URL without a path; None: Amazon's of the region.
+
+    ``path_style``: the bucket is in the path; else it is the first part of the host's name.
+    """
+
+    endpoint: str | None
+    region: str
+    access_key: Secret
+    secret_key: Secret
+    session_token: Secret | None
+    path_style: bool
+
+    def reveal(self) -> S3Keys:
+        """Raises ProjectError SECRET_... ."""
+        return S3Keys(
+            self.access_key.reveal(), self.secret_key.reveal(), self.session_token.reveal() if self.session_token is not None else None
+        )
+
+    def base(self) -> str:
+        """The endpoint's URL."""
+        return self.endpoint or f"https://s3.{self.region}.amazonaws.com"
+
+    def url(self, bucket: str) -> str:
+        """Where the bucket's requests go: the endpoint, or the bucket's own host at it."""
+        scheme, _, host = self.base().partition("://")
+        return f"{scheme}://{host}" if self.path_style else f"{scheme}://{bucket}.{host}"
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
-    """``file`` is the icelake.toml; ``lake`` the folder of everything IceLake writes, absolute."""
+    """``file`` is the icelake.toml; ``lake`` the local folder of the catalog, indexes and scratch files, absolute.
+
+    ``warehouse``: the location of the tables' files: a folder in ``lake``, or ``s3://bucket/prefix``, and then ``s3`` says how.
+    """
 
     file: Path
     name: str
     profile: str
     lake: Path
+    warehouse: str
+    s3: S3Settings | None
     sources: Mapping[str, SourceSettings]
     tables: Mapping[str, TableSettings]
     commit: CommitSettings

@@ -9,7 +9,6 @@ start, never needs procps. Fails with ``Unreachable`` (the service did not come 
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from icelake.errors import Refused, Unreachable
+from icelake.stack.watchdog import remove
 
 Plan = Sequence[tuple[int, float]]
 """Signals in order, each with the seconds the service may take to end before the next one is sent."""
@@ -34,7 +34,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._sent = 0
         self._log: Path | None = None
-        self._folders: list[Path] = []
+        self._removed: list[Path] = []
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(__file__).with_name("watchdog.py")), str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -51,10 +51,10 @@ class Supervisor:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def remove_at_end(self, folder: Path) -> None:
-        """This folder, and all in it, goes when the service has ended for good."""
-        self._folders.append(folder)
-        self._ask("remove", path=str(folder))
+    def remove_at_end(self, path: Path) -> None:
+        """This folder with all in it (or this file or socket) goes when the service has ended for good."""
+        self._removed.append(path)
+        self._ask("remove", path=str(path))
 
     def start(
         self,
@@ -134,8 +134,8 @@ class Supervisor:
                 with contextlib.suppress(BrokenPipeError):  # a question the watchdog did not live to read
                     stream.close()
         self._process.wait()
-        for folder in self._folders:  # still there only if the watchdog was killed
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in self._removed:  # still there only if the watchdog was killed
+            remove(str(path))
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         with self._lock:

@@ -9,6 +9,7 @@ One service at a time: after its main process is gone, every process it left beh
 is killed.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -148,8 +149,8 @@ class Watchdog:
     def end(self) -> None:
         self.stop(self.plan)
         self.stop([(signal.SIGKILL, 10.0)])
-        for folder in self.folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in self.folders:
+            remove(path)
 
     # --------------------------------------------------------------------------------------------------------------- loop
 
@@ -195,6 +196,15 @@ def children(parent: int) -> Iterator[int]:
             continue  # ended meanwhile
         if int(fields[1]) == parent:
             yield int(name)
+
+
+def remove(path: str) -> None:
+    """A folder with all in it, or one file or socket; what is not there is fine."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def reply(request: dict[str, Any], answer: dict[str, Any]) -> None:

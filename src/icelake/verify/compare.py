@@ -18,7 +18,8 @@ from typing import Any, Literal
 import duckdb
 import pyarrow as pa
 
-from icelake.errors import Corrupt, Refused
+from icelake.engines.duckdb import unreadable
+from icelake.errors import Corrupt, IcelakeError, Refused
 from icelake.verify.canonical import Form, quoted
 
 BUCKETS = 1024
@@ -252,7 +253,7 @@ class Comparison:
                 self._connection.interrupt()
                 raise
 
-    def _failed(self, error: duckdb.Error) -> Corrupt | Refused:
+    def _failed(self, error: duckdb.Error) -> IcelakeError:
         if isinstance(error, duckdb.OutOfMemoryException):
             return Refused(
                 "VERIFY_NO_SPACE",
@@ -260,6 +261,8 @@ class Comparison:
                 str(error),
                 "free space in the scratch folder; a single large value needs memory",
             )
+        if not isinstance(found := unreadable(str(error)), Corrupt):
+            return found
         return Corrupt(
             "VERIFY_LAKE_UNREADABLE", f"{self._name} cannot be read", str(error), "`icelake doctor`; a file may be damaged or gone"
         )

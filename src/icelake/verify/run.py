@@ -15,14 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
-from icelake.engines.duckdb import connect
+from icelake.engines.duckdb import connect, unreadable
 from icelake.errors import ProjectError, Refused
 from icelake.model.lsn import format_lsn
 from icelake.model.relation import TableId
 from icelake.ports import CatalogReader, Json
+from icelake.project import S3Settings
 from icelake.verify.canonical import form
 from icelake.verify.compare import Comparison, Difference, Pair, Phase
 from icelake.verify.handshake import LEASE_SECONDS, AtDesk, Handshake, InProcess
@@ -46,6 +48,7 @@ def verify(
     scratch: Path | None = None,
     memory_limit: str = "1GB",
     snapshot_wait: float = 60.0,
+    s3: S3Settings | None = None,
 ) -> Json:
     """Compare the named mirrors (``schema.name``, or a name only one has; none: all) with their source tables.
 
@@ -55,13 +58,13 @@ def verify(
     row versions alive, and for how long. A table in ``skipped`` was not compared, and then ``equal`` is false.
     ``memory_limit``: what DuckDB may take; it holds a value of the lake several times over, so one of 100 MB needs it all.
     ``snapshot_wait``: seconds the source's running transactions may take to end. ``scratch``: where DuckDB may spill (a folder of
-    its own is made in it and removed).
+    its own is made in it and removed). ``s3``: how to reach the lake's files there.
     """
     wanted = _choose(tables, sorted(mirrors(catalog), key=str))
     with (
         tempfile.TemporaryDirectory(prefix="icelake-verify-", dir=scratch) as folder,
         closing(
-            connect(locations(catalog, wanted), memory_limit=memory_limit, scratch=Path(folder), threads=_threads(catalog, wanted))
+            connect(locations(catalog, wanted), memory_limit=memory_limit, scratch=Path(folder), threads=_threads(catalog, wanted), s3=s3)
         ) as connection,
         SourceSnapshot(dsn) as source,
     ):
@@ -169,7 +172,7 @@ def _compare(
         rows = _count(connection, scan(catalog, lake))
         return _result(lake, Difference(0, rows, extra=rows), [*problems, "the source has no such table"])
     problems += there.problems
-    check_columns(lake, [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {scan(catalog, lake)}").fetchall()])
+    check_columns(lake, [str(row[0]) for row in _rows(connection, f"DESCRIBE SELECT * FROM {scan(catalog, lake)}")])
     pairs, unlike = pair(there, lake)
     problems += unlike
     if not pairs:
@@ -234,9 +237,14 @@ def pair(source: SourceTable, lake: LakeTable) -> tuple[list[Pair], list[str]]:
 
 
 def _count(connection: duckdb.DuckDBPyConnection, item: str) -> int:
-    row = connection.execute(f"SELECT count(*) FROM {item}").fetchone()
-    assert row is not None
-    return int(row[0])
+    return int(_rows(connection, f"SELECT count(*) FROM {item}")[0][0])
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
+    try:
+        return connection.execute(query).fetchall()
+    except (duckdb.IOException, duckdb.HTTPException) as error:
+        raise unreadable(str(error)) from error
 
 
 def _result(lake: LakeTable, difference: Difference, problems: Sequence[str]) -> Json:

@@ -1,0 +1,28 @@
+"""Locations: where a file or folder is. An absolute path, or an object of S3.
+
+Engines write one and the same object as ``s3://``, ``s3a://`` or ``s3n://``; locations are compared in their canonical form.
+"""
+
+_S3 = ("s3://", "s3a://", "s3n://")
+
+
+def canonical(location: str) -> str:
+    """The location without trailing slashes, an S3 one as ``s3://bucket/key``."""
+    for scheme in _S3:
+        if location[: len(scheme)].lower() == scheme:
+            location = "s3://" + location[len(scheme) :]
+            break
+    return location.rstrip("/")
+
+
+def is_s3(location: str) -> bool:
+    return canonical(location).startswith("s3://")
+
+
+def split_s3(location: str) -> tuple[str, str]:
+    """(bucket, key); the key of a bucket itself is "". Raises ValueError if it is not on S3."""
+    text = canonical(location)
+    if not text.startswith("s3://"):
+        raise ValueError(f"not a location on S3: {location!r}")
+    bucket, _, key = text.removeprefix("s3://").partition("/")
+    return bucket, key
