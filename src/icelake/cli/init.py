@@ -16,6 +16,7 @@ profile = "embedded"            # one process; stack and external are not in thi
 
 [lake]
 folder = "lake"                 # everything IceLake writes; relative to this file
+# warehouse = "s3://bucket/prefix"  # the tables' files on S3 instead, with [lake.s3] endpoint, access_key and secret_key
 
 [sources.{name}]
 dsn = {{ env = "{variable}" }}{pad}# or {{ file = "path" }}: a secret is a reference

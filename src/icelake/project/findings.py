@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from icelake.errors import ProjectError
-from icelake.project.project import Project
+from icelake.project.project import Project, S3Settings
 
+_LOOPBACK = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:\d+)?$")
 _PASSWORD = re.compile(r"\bpassword\s*=\s*\S|://[^/@:\s]*:[^/@\s]+@", re.IGNORECASE)
 
 
@@ -43,10 +44,30 @@ def findings(project: Project) -> list[Finding]:
         if source.dsn.kind == "file" and stat.S_IMODE(Path(source.dsn.where).stat().st_mode) & 0o077:
             what = f"others can read {source.dsn.where}"
             out.append(Finding(source.name, "warn", "SECRET_READABLE", what, f"chmod 600 {source.dsn.where}"))
+    if project.s3 is not None:
+        out += _s3_findings(project.s3)
     place = project.lake
     while not place.exists():
         place = place.parent
     if not os.access(place, os.W_OK | os.X_OK):
         out.append(Finding("", "error", "LAKE_NOT_WRITABLE", f"{place} cannot be written to", "change its owner, or [lake] folder"))
     out.append(Finding("", "ok", "PROJECT", f"{project.file} is a valid project with {len(project.sources)} source(s)", ""))
+    return out
+
+
+def _s3_findings(s3: S3Settings) -> list[Finding]:
+    out: list[Finding] = []
+    for secret in (s3.access_key, s3.secret_key, s3.session_token):
+        if secret is None:
+            continue
+        try:
+            secret.reveal()
+        except ProjectError as error:
+            out.append(Finding("", "error", error.code, error.what, error.fix))
+            continue
+        if secret.kind == "file" and stat.S_IMODE(Path(secret.where).stat().st_mode) & 0o077:
+            out.append(Finding("", "warn", "SECRET_READABLE", f"others can read {secret.where}", f"chmod 600 {secret.where}"))
+    if s3.base().startswith("http://") and not _LOOPBACK.match(s3.base()):
+        what = f"the lake's files go to {s3.base()} in clear"
+        out.append(Finding("", "warn", "S3_IN_CLEAR", what, "an endpoint that begins with https://"))
     return out

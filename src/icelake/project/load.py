@@ -326,7 +326,8 @@ def _explain(writing: _Writing, content: dict[str, Any], error: ValidationError)
             what = f"{first['input']!r} is not a name"
             fix = "names are lower-case letters, digits, _ and -, and begin with a letter (an environment variable: letters, digits and _)"
         elif first["type"].endswith("_type"):
-            what = f"{what}, not {_toml_type(first['input'])}"
+            wanted = "Input should be a table" if first["type"] == "model_type" else what
+            what = f"{wanted}, not {_toml_type(first['input'])}"
             fix = _EXAMPLES.get(path[-1], "")
     if more > 0:
         why = f"{why}; and {more} more" if why else f"and {more} more"

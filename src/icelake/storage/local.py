@@ -252,7 +252,7 @@ def _sync_folder(path: str) -> None:
 def _translate(error: OSError, what: str) -> IcelakeError:
     why = error.strerror or str(error)
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return Refused("DISK_FULL", what, why, "free space (or raise the quota) where the lake's folder is, then start again")
         case errno.ENOENT | errno.ENOTDIR:
             return Corrupt("FILE_MISSING", what, why, "restore the file from a backup, or load the table again")

@@ -346,15 +346,16 @@ class S3Storage:
     def _key(self, location: str, *, folder: bool = False) -> str:
         """The object's key. Raises ProjectError for a location that is not a plain one below the warehouse."""
         text = canonical(location)
-        inside = text.startswith(f"{self._warehouse}/") or (folder and text == self._warehouse)
-        if not inside or (text != location and not folder) or any(part in ("", ".", "..") for part in split_s3(text)[1].split("/")):
-            if not (inside and text == self._warehouse):
-                raise ProjectError(
-                    "STORAGE_LOCATION",
-                    f"not a plain location below {self._warehouse}: {location!r}",
-                    "the lake's files are below its warehouse, without . or .. or empty parts",
-                    "name the warehouse the lake was made with: [lake] warehouse",
-                )
+        here = text.startswith(f"{self._warehouse}/") and not location.endswith("/")
+        if folder:
+            here = f"{text}/".startswith(f"{self._warehouse}/")
+        if not here or {"", ".", ".."} & set(text.removeprefix("s3://").split("/")):
+            raise ProjectError(
+                "STORAGE_LOCATION",
+                f"not a plain location below {self._warehouse}: {location!r}",
+                "the lake's files are below its warehouse, without . or .. or empty parts",
+                "name the warehouse the lake was made with: [lake] warehouse",
+            )
         return split_s3(text)[1]
 
     def _location(self, key: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icelake.errors import ProjectError
-from icelake.project import FILE, Secret, Thinning, load_project
+from icelake.project import FILE, S3Settings, Secret, Thinning, findings, load_project
 
 GOOD = """\
 # a shop
@@ -19,6 +19,15 @@ name = "shop"
 [sources.shop]
 dsn = { env = "SHOP_DSN" }
 tables = ["public.*"]
+"""
+
+
+S3 = """\
+[lake]
+warehouse = "s3://bkt/p"
+[lake.s3]
+access_key = { env = "A" }
+secret_key = { file = "s" }
 """
 
 
@@ -105,6 +114,16 @@ memory_limit = "1.5GB"
         (('["public.*"]', '["orders"]'), "PROJECT_BAD_VALUE", 7, ["schema.table or schema.*"]),
         (("tables =", "tabels ="), "PROJECT_UNKNOWN_KEY", 7, ["tabels", "did you mean tables?", "and 1 more"]),
         (("# a shop", "[lake]\nfolder = 's3://bucket'"), "PROJECT_BAD_VALUE", 2, ["lake.folder", "local folder"]),
+        (("# a shop", "[lake]\nwarehouse = 's3://bucket/p'"), "PROJECT_MISSING_KEY", 2, ["how to reach S3", "[lake.s3] with access_key"]),
+        (("# a shop", S3.replace("s3://bkt/p", "/data")), "PROJECT_BAD_VALUE", 2, ["lake.warehouse", "s3://bucket/prefix"]),
+        (("# a shop", S3.replace("s3://bkt/p", "s3://lake-1")), "PROJECT_BAD_VALUE", 2, ["lake.warehouse", "a prefix in the bucket"]),
+        (("# a shop", S3.replace("s3://bkt/p", "s3://lake-1/a/../b")), "PROJECT_BAD_VALUE", 2, ["lake.warehouse"]),
+        (("# a shop", S3.replace("warehouse", "# ")), "PROJECT_MISSING_KEY", 3, ["lake.s3", "add warehouse"]),
+        (("# a shop", S3.replace('{ env = "A" }', '"AKIA..."')), "PROJECT_BAD_VALUE", 4, ["access_key", "a table, not a string", "env ="]),
+        (("# a shop", S3.replace("env", "enc")), "PROJECT_UNKNOWN_KEY", 4, ["access_key.enc", "did you mean env?", "env, file"]),
+        (("# a shop", S3.replace("secret_key", "secret")), "PROJECT_UNKNOWN_KEY", 5, ["lake.s3.secret", "did you mean secret_key?"]),
+        (("# a shop", S3 + 'endpoint = "s3.example.org"'), "PROJECT_BAD_VALUE", 6, ["lake.s3.endpoint", "https://s3.example.org"]),
+        (("# a shop", S3 + 'endpoint = "http://h:1/lake"'), "PROJECT_BAD_VALUE", 6, ["lake.s3.endpoint"]),
         (("# a shop", "[commit]\ninterval_ms = 0"), "PROJECT_BAD_VALUE", 2, ["commit.interval_ms", "50"]),
         (("# a shop", "[commit]\ninterval_ms = true"), "PROJECT_BAD_VALUE", 2, ["integer", "not a boolean"]),
         (("# a shop", "[retention]\nkeep_all = '10 fortnights'"), "PROJECT_BAD_VALUE", 2, ["s, m, h or d"]),
@@ -140,6 +159,40 @@ def test_nonsense(tmp_path: Path, change: tuple[str, str], code: str, line: int,
         assert words in text, text
     assert "_Reference" not in text
     assert "[key]" not in text
+
+
+def test_a_lake_on_s3(tmp_path: Path) -> None:
+    lake = S3.replace("s3://bkt/p", "s3a://lake-1/a/b/")
+    write(tmp_path, GOOD + lake)
+    project = load_project(tmp_path)
+    assert (project.lake, project.warehouse) == (tmp_path / "lake", "s3://lake-1/a/b")
+    assert project.s3 == S3Settings(None, "us-east-1", Secret("env", "A"), Secret("file", str(tmp_path / "s")), None, False)
+    assert project.s3.url("lake-1") == "https://lake-1.s3.us-east-1.amazonaws.com"
+    write(tmp_path, GOOD + lake + 'endpoint = "http://[::1]:9000/"\nregion = "eu-x"\nsession_token = { env = "T" }\n')
+    project = load_project(tmp_path)
+    assert project.s3 is not None
+    assert (project.s3.endpoint, project.s3.region, project.s3.session_token) == ("http://[::1]:9000", "eu-x", Secret("env", "T"))
+    assert project.s3.url("lake-1") == "http://[::1]:9000"
+    write(tmp_path, GOOD)
+    assert load_project(tmp_path).warehouse == str(tmp_path / "lake" / "warehouse")
+
+
+def test_keys_of_s3_are_read_when_used_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, GOOD + S3 + 'endpoint = "http://s3.example.org"\n')
+    monkeypatch.setenv("SHOP_DSN", "host=x")
+    project = load_project(tmp_path)
+    assert project.s3 is not None
+    monkeypatch.delenv("A", raising=False)
+    assert [finding.code for finding in findings(project)] == ["SECRET_NOT_SET", "SECRET_FILE", "S3_IN_CLEAR", "PROJECT"]
+    monkeypatch.setenv("A", "the-access-key")
+    (tmp_path / "s").write_text("the-secret-key\n")
+    (tmp_path / "s").chmod(0o644)
+    assert [finding.code for finding in findings(project)] == ["SECRET_READABLE", "S3_IN_CLEAR", "PROJECT"]
+    keys = project.s3.reveal()
+    assert (keys.access_key, keys.secret_key, keys.session_token) == ("the-access-key", "the-secret-key", None)
+    for shown in (repr(keys), repr(project), str(project.s3)):
+        assert "the-access-key" not in shown
+        assert "the-secret-key" not in shown
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -112,12 +112,15 @@ def test_many_files_are_synced_in_parallel_and_none_is_forgotten(
     assert {path.stat().st_ino for path in paths} <= synced
 
 
-def test_a_full_disk_is_refused_and_leaves_nothing(storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_refused_and_leaves_nothing(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     real = os.write
 
     def full(fd: int, data: memoryview) -> int:
         if len(data) < 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(number, os.strerror(number))
         return real(fd, data[:2])
 
     with monkeypatch.context() as patch:
@@ -131,17 +134,22 @@ def test_a_full_disk_is_refused_and_leaves_nothing(storage: LocalStorage, tmp_pa
     assert storage.read(f"{tmp_path}/f") == b"abcde"
 
 
-def test_a_failed_sync_is_never_forgotten(storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, "DISK_ERROR"), (errno.ENOSPC, "DISK_FULL")])
+def test_a_failed_sync_is_never_forgotten(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    """A full disk may show only here: space is given late."""
+
     def broken(fd: int) -> None:
         if stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(number, os.strerror(number))
 
     storage.write(f"{tmp_path}/f", b"abc")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", broken)
         with pytest.raises(Refused) as caught:
             storage.flush()
-    assert caught.value.code == "DISK_ERROR"
+    assert caught.value.code == code
     # The kernel would say yes now, having dropped the page.
     with pytest.raises(Refused):
         storage.flush()
