@@ -4,6 +4,7 @@ Short here: a few points to die at; the storage itself has its own tests.
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -97,10 +98,10 @@ def old_files_go(lakehouse: Lakehouse, server: Postgres, proxy: Proxy) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CRASH_DSN", server.dsn)
         patch.setattr("icelake.lakehouse.Settings", partial(Settings, upkeep_commits=1))
-        for _ in range(3):
-            with psycopg.connect(server.dsn, autocommit=True) as connection:
-                connection.execute("update account set balance = balance + 1 where id between 1 and 50")
-            lakehouse.sync()
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            connection.execute("update account set balance = balance + 1 where id between 1 and 50")
+        stop = threading.Event()
+        lakehouse.sync(follow=True, stop=stop, report=lambda progress, _: stop.set() if progress.kind == "upkeep" else None)
         assert lakehouse.verify()["equal"]
     left = {file.location for file in lakehouse._files.list(lakehouse.project.warehouse)}
     gone = {location for location in first - left if not location.endswith(".json")}

@@ -58,14 +58,13 @@ _BLOCKS = 4
 
 @dataclass(slots=True, eq=False)
 class _Upload:
-    """An object on its way. ``told``: its failure was raised, and the next flush sends it again. ``sent``: S3 may know of it."""
+    """An object on its way. ``told``: its failure was raised, and the next flush sends it again."""
 
     key: str
     data: memoryview
     future: "Future[None] | None" = None
     error: BaseException | None = None
     told: bool = False
-    sent: bool = False
     dropped: bool = False
 
 
@@ -152,7 +151,6 @@ class S3Storage:
             self._changed.notify_all()
 
     def _put(self, upload: _Upload) -> None:
-        upload.sent = True
         key, data = upload.key, upload.data
         what = f"cannot write {self._location(key)}"
 
@@ -260,8 +258,8 @@ class S3Storage:
             upload = self._uploads.pop(key, None)
             if upload is not None:
                 upload.dropped = True
-                if upload.future is not None and upload.future.cancel() and not upload.sent:
-                    return  # S3 never heard of it
+                if upload.future is not None:
+                    upload.future.cancel()
             self._doomed[key] = upload
             self._delete_next()
 
@@ -284,7 +282,8 @@ class S3Storage:
 
     def _delete(self, batch: Mapping[str, _Upload | None]) -> None:
         # Uploads that were overtaken end first: an object must not appear after it was deleted.
-        wait([upload.future for upload in batch.values() if upload is not None and upload.future is not None])
+        overtaken = (upload.future for upload in batch.values() if upload is not None)
+        wait([future for future in overtaken if future is not None and not future.cancelled()])
         keys = list(batch)
         what = f"cannot delete {self._location(keys[0])}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
         # One by itself where that will do: not every S3 knows the request for many.
