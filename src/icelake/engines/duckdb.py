@@ -30,9 +30,9 @@ EXTENSIONS = ("avro", "iceberg")
 HTTPFS = "httpfs"
 """Loaded for a lake on S3."""
 HTTP: Mapping[str, str] = {
-    # Tries again after 0.1, 0.3, 0.9, ... 24 s: a busy S3 is waited for about as long as by our own reading.
+    # Tries again after 0.1, 0.3, 0.9 and 2.7 s. Not longer: DuckDB waits so for an answer 403 too.
     "http_timeout": "60",
-    "http_retries": "6",
+    "http_retries": "5",
     "http_retry_wait_ms": "100",
     "http_retry_backoff": "3",
     "httpfs_connection_caching": "true",
