@@ -157,7 +157,7 @@ class Lakehouse:
             if until is not None and target is None and applier.running:
                 target = self._target(settings, until)
                 applier.run_to(target)
-            if target is not None and applier.position >= target and not applier.loading:
+            if target is not None and applier.running and applier.position >= target and not applier.loading:
                 return status
             if stop is not None and stop.is_set():
                 return status

@@ -164,6 +164,6 @@ def test_another_primary_key(made: Rig) -> None:
     sql(made, "alter table t drop constraint t_pkey, add primary key (id, note)")
     sql(made, "insert into t values (1, 1, 1, 'another')")
     (parked,) = made.lakehouse.sync()["parked"]
-    assert "primary key" in parked["why"]
+    assert "by the key (id, note)" in parked["why"]
     made.lakehouse.resume(["t"], reload=True)
     followed(made)

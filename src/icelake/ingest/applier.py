@@ -426,7 +426,7 @@ class Applier:
             "NEW_TIMELINE",
             f"source {self.name!r} is on timeline {now}; the lake was made on {was}, and may hold transactions that are lost",
             why,
-            "compare with `icelake verify`, then load the tables again into a new lake; synchronized_standby_slots (17+) prevents it",
+            "`icelake resume --reload` compares every table with the source; synchronized_standby_slots (17+) prevents it",
         )
 
     def _begin_source(self, publication: str, relations: Sequence[Relation]) -> None:
@@ -554,7 +554,6 @@ class Applier:
                 f"the project wants {relation.id} laid out otherwise than it was made",
                 f"wanted: {wanted}; made: {made}",
                 "put the settings back, or load the table into a new lake: partitions, sort order and format stay what they were",
-                table=str(relation.id),
             )
         followed, rebuilt = follow(table, self._index_files(relation.id))
         if rebuilt:
@@ -1004,9 +1003,12 @@ class Applier:
                 else:
                     rows = followed.load_rows(read.rows)
                 followed.loaded_until(followed.load.loaded(lower, read.upper.bound, read.lsn))
-        except (UnsupportedTable, ValueOutOfContract) as error:
+        except UnsupportedTable as error:
             error.table = str(followed.id)
             raise
+        except ValueOutOfContract as error:
+            fix = f"change the value in PostgreSQL, or say what such values become (out_of_range); then `icelake resume {followed.id}`"
+            raise ValueOutOfContract(error.code, error.what, error.why, fix, table=str(followed.id)) from None
         change = followed.prepare(self._marker(self.position))
         assert change is not None
         after = self._send([self._control.fence(), change])

@@ -332,7 +332,7 @@ class KeyIndex:
                 "KEY_TWICE",
                 f"two live rows for one key, {key}",
                 f"they are in {one} and {other}",
-                "load the table again; `icelake verify` names the rows that differ",
+                "`icelake verify` names the rows that differ; `icelake resume TABLE --reload` mends them",
             )
         self._count += len(rows)
         return rows

@@ -455,7 +455,7 @@ def _cannot_follow(relation: Relation, why: str) -> UnsupportedTable:
         "SCHEMA_CHANGE",
         f"the definition of {relation.id} has changed in a way the lake cannot follow",
         why,
-        "undo the change in PostgreSQL, or load the table again into a new lake",
+        f"`icelake resume {relation.id} --reload` compares the table with the source under its new shape",
     )
 
 
@@ -484,7 +484,7 @@ def _default_json(relation: Relation, column: Column) -> Any:
         "COLUMN_DEFAULT",
         f"column {column.name!r} was added to {relation.id} with a default that Iceberg has no form for",
         f"rows from before it have the value {column.default[:80]!r} of type {column.iceberg}: {why}",
-        "add the column without a default and set it by UPDATE, or load the table again into a new lake",
+        f"`icelake resume {relation.id} --reload` writes the column into the rows there are",
     )
 
 

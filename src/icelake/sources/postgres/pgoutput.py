@@ -149,7 +149,7 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
                 "TABLE_CHANGED",
                 f"column {column.name} of {message.schema}.{message.name} {now}",
                 "the table's columns in the change stream are not those of the lake's table",
-                "load the tables again into a new lake",
+                f"`icelake resume {relation.id}`, with --reload if its changes cannot be replayed",
                 table=str(relation.id),
             )
         target[place] = at

@@ -180,7 +180,7 @@ class PostgresSource:
                         "PUBLICATION_CHANGED",
                         f"publication {publication} is gone",
                         "changes made while it was gone were never sent",
-                        "load the tables again: what was missed cannot be told",
+                        "`icelake resume --reload` compares every table with the source",
                     )
                 # A table in both sends all of its changes, as the first of them says.
                 found = {**(there or {}), **found}
@@ -266,14 +266,17 @@ class PostgresSource:
             state = self.slot(slot)
             if state is None:
                 raise Gap(
-                    "SLOT_MISSING", f"slot {slot} does not exist", "it was dropped, or the server was replaced", "load the tables again"
+                    "SLOT_MISSING",
+                    f"slot {slot} does not exist",
+                    "it was dropped, or the server was replaced",
+                    "`icelake resume --reload` compares every table with the source",
                 )
             if state.lost is not None:
                 raise Gap(
                     "SLOT_LOST",
                     f"slot {slot} is lost",
                     state.lost,
-                    "load the tables again; raise max_slot_wal_keep_size so it does not happen again",
+                    "raise max_slot_wal_keep_size so it does not happen again; then `icelake resume --reload` compares every table with the source",
                 )
             try:
                 raw = {relation.oid: relation for relation in parked}
@@ -292,7 +295,7 @@ class PostgresSource:
                     "SLOT_AHEAD",
                     f"slot {slot} has moved past what the lake holds",
                     f"the slot is at {moved}, the lake at {format_lsn(start)}: somebody else confirmed what lies between",
-                    "load the tables again: what was missed cannot be told",
+                    "`icelake resume --reload` compares every table with the source",
                 )
         except BaseException:
             stream.close()
@@ -491,7 +494,7 @@ def published(server: Connection, publication: str, operations: str) -> dict[Tab
             "PUBLICATION_CHANGED",
             f"publication {publication} does not send what it should",
             "; ".join(wrong),
-            f"DROP PUBLICATION {schema.quoted(publication)};  and load the tables again: what was missed cannot be told",
+            f"DROP PUBLICATION {schema.quoted(publication)};  then `icelake resume --reload` compares every table with the source",
         )
     rows = run(
         server,

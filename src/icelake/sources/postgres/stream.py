@@ -406,7 +406,7 @@ class PgStream:
                 "PUBLICATION_CHANGED",
                 f"publication {self._publication} is gone",
                 self._publication_gone,
-                "load the tables again: changes made while it was gone were never sent",
+                "`icelake resume --reload` makes it again and compares every table with the source",
             )
             batch, done = bytearray(), []
         with self._changed:
@@ -472,13 +472,15 @@ class PgStream:
         if state == "55006":
             return slot_in_use(self._slot, said)
         if state == "42704" and starting:
-            return Gap("SLOT_MISSING", f"slot {self._slot} does not exist", said, "load the tables again")
+            return Gap(
+                "SLOT_MISSING", f"slot {self._slot} does not exist", said, "`icelake resume --reload` compares every table with the source"
+            )
         if state == "42704":
             return Refused(
                 "PUBLICATION_CHANGED",
                 f"publication {self._publication} is gone",
                 said,
-                "load the tables again: changes made while it was gone were never sent",
+                "`icelake resume --reload` makes it again and compares every table with the source",
             )
         return explain_state(state, said or "the server ended the stream", self._dsn, "replication stopped")
 

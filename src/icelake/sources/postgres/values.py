@@ -483,7 +483,7 @@ def _altered(fields: Fields, width: int, place: _Place) -> None:
                 "TABLE_CHANGED",
                 f"{place} came with {found} attributes, and its composite type had {width} when the lake's table was made",
                 "an attribute was added to the type, or dropped (ALTER TYPE, or ALTER TABLE where it is a table's)",
-                "changes of shape are not followed yet: undo it if no row was written since, or load the tables again into a new lake",
+                "if the lake shall follow: `icelake resume` the table, with --reload where its changes cannot be replayed",
             )
 
 
