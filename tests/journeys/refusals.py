@@ -1,7 +1,6 @@
 """A mirror something is wrong with: commands that must refuse in the right words, and the proof that nothing is lost in the end."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -165,12 +164,3 @@ def one(shell: Any, sql: str) -> Any:
         row = connection.execute(sql).fetchone()
     assert row is not None
     return row[0]
-
-
-def new_lake(shell: Any) -> None:
-    """Begin again, as docs/explanation/policies.md says."""
-    shutil.rmtree(shell.folder / "lake")
-    with psycopg.connect(shell.dsn, autocommit=True) as connection:
-        connection.execute(f"select pg_drop_replication_slot(slot_name) from ({SLOT}) s")
-        for (name,) in connection.execute("select pubname from pg_publication").fetchall():
-            connection.execute(f"drop publication {name}")

@@ -27,6 +27,7 @@ from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.stream import PgStream, slot_in_use
 
+_COMPARE = "`icelake resume --reload` compares every table with the source"
 _BLOCK = 1 << 22
 """Bytes of COPY text decoded at once."""
 EVERYTHING = "insert, update, delete, truncate"
@@ -180,7 +181,7 @@ class PostgresSource:
                         "PUBLICATION_CHANGED",
                         f"publication {publication} is gone",
                         "changes made while it was gone were never sent",
-                        "`icelake resume --reload` compares every table with the source",
+                        _COMPARE,
                     )
                 # A table in both sends all of its changes, as the first of them says.
                 found = {**(there or {}), **found}
@@ -269,14 +270,14 @@ class PostgresSource:
                     "SLOT_MISSING",
                     f"slot {slot} does not exist",
                     "it was dropped, or the server was replaced",
-                    "`icelake resume --reload` compares every table with the source",
+                    _COMPARE,
                 )
             if state.lost is not None:
                 raise Gap(
                     "SLOT_LOST",
                     f"slot {slot} is lost",
                     state.lost,
-                    "raise max_slot_wal_keep_size so it does not happen again; then `icelake resume --reload` compares every table with the source",
+                    f"raise max_slot_wal_keep_size so it does not happen again; then {_COMPARE}",
                 )
             try:
                 raw = {relation.oid: relation for relation in parked}
@@ -295,7 +296,7 @@ class PostgresSource:
                     "SLOT_AHEAD",
                     f"slot {slot} has moved past what the lake holds",
                     f"the slot is at {moved}, the lake at {format_lsn(start)}: somebody else confirmed what lies between",
-                    "`icelake resume --reload` compares every table with the source",
+                    _COMPARE,
                 )
         except BaseException:
             stream.close()
