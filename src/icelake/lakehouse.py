@@ -21,7 +21,7 @@ import pyarrow as pa
 from icelake.catalog.store import SqliteCatalog
 from icelake.engines.duckdb import DuckDBEngine, TableAt, named
 from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable
-from icelake.ingest.applier import Applier, Progress, Settings
+from icelake.ingest.applier import LEFT_OUT, Applier, Progress, Settings
 from icelake.ingest.control import snapshot_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
 from icelake.model.layout import Layout
@@ -214,7 +214,8 @@ class Lakehouse:
         """The mirrors that are meant; none named: those that are parked. Raises ProjectError."""
         mirrors = {str(table): loaded for table, loaded in self._mirrors(source)}
         if not tables:
-            return [name for name, loaded in mirrors.items() if Parking.read(loaded.metadata["properties"]) is not None]
+            notes = {name: Parking.read(loaded.metadata["properties"]) for name, loaded in mirrors.items()}
+            return [name for name, note in notes.items() if note is not None and note.code != LEFT_OUT]
         out = []
         for name in tables:
             found = [name] if name in mirrors else [one for one in mirrors if one.partition(".")[2] == name]

@@ -48,7 +48,13 @@ def test_a_table_is_renamed(mirror: Any) -> None:
     assert "icelake: TABLE_GONE: public.orders" in done.stderr
     mirror.sql("alter table purchases rename to orders")
     call(mirror, "resume orders --reload", 0)
-    whole(mirror)
+    # The name it had meanwhile was followed as a table of its own. It stays known until the project leaves it out.
+    assert "icelake: TABLE_GONE: public.purchases" in call(mirror, "sync", 4).stderr
+    (mirror.folder / "icelake.toml").write_text(PROJECT.replace('["public.*"]', '["public.*"]\nexclude = ["public.purchases"]'))
+    call(mirror, "sync", 0)
+    report = unequal(mirror)
+    assert [entry["name"] for entry in report["skipped"]] == ["public.purchases"]
+    assert all(entry["equal"] for entry in report["tables"])
 
 
 def test_a_table_is_dropped_while_it_is_followed(mirror: Any) -> None:

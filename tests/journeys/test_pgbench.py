@@ -6,6 +6,7 @@ Short here; the size of ``make test-full`` is scale 10 and 60 seconds on 4 conne
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import orjson
@@ -36,6 +37,10 @@ def test_pgbench_is_mirrored_while_it_runs(tmp_path: Path) -> None:
         (tmp_path / "icelake.toml").write_text('[project]\nname = "bench"\n[sources.main]\ndsn = { file = "dsn" }\ntables = ["public.*"]\n')
         icelake(tmp_path, "sync")
         follower = subprocess.Popen([ICELAKE, "sync", "--follow", "-C", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            # Else the first verify may be quicker, and own the source itself.
+            while not connection.execute("select from pg_replication_slots where active and not temporary").fetchall():
+                time.sleep(0.05)
         load = subprocess.Popen([pgbench, "-c", "4", "-T", str(SECONDS)], env=environment, stdout=subprocess.PIPE)
         during = 0
         while load.poll() is None:

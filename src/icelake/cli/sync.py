@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
             output.note(f"  why:  {parked['why']}\n  next: {parked['fix']}")
     if signal.SIGINT in signals:
         return INTERRUPTED
-    return 0 if args.follow or not status["parked"] else Refused.exit_code
+    wanting = [parked for parked in status["parked"] if parked["code"] != "LEFT_OUT"]
+    return 0 if args.follow or not wanting else Refused.exit_code
 
 
 class Report:

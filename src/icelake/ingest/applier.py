@@ -63,6 +63,8 @@ from icelake.tables.layout import layout_properties, partition_spec, sort_order
 from icelake.tables.schema import evolve, iceberg_schema, relation_of, table_properties
 from icelake.tables.table import Table
 
+LEFT_OUT = "LEFT_OUT"
+"""Code of a mirror that the project's ``exclude`` names."""
 CONFLICTS = 4
 """How often in a row a batch is begun again because someone else changed a mirror."""
 
@@ -242,6 +244,8 @@ class Applier:
             note = Parking.read(loaded.metadata["properties"])
             if note is not None:
                 self.parked[table] = self._open_parked(loaded, note)
+                if self._troubles.get(table) is not None and (self._troubles[table].code != LEFT_OUT or note.code == LEFT_OUT):
+                    del self._troubles[table]  # it is parked already, and keeps the reason it has
         for relation in relations:
             if relation.id not in self._troubles and relation.id not in self.parked:
                 try:
@@ -279,7 +283,10 @@ class Applier:
             if name in self._wanted and name not in known:
                 raise UnsupportedTable(refusal.code, f"{name} cannot be mirrored", refusal.why, refusal.fix)
         relations = {entry.id: entry for entry in described if isinstance(entry, Relation)}
-        # A table once mirrored goes on being mirrored: leaving it out now would let it fall behind without a word.
+        # A table once mirrored goes on being mirrored, or says why not: it must not fall behind without a word.
+        for name in [name for name, table in known.items() if self._excludes(table.namespace, table.name)]:
+            why, fix = "it is among the tables to exclude", f"take it out of exclude, then `icelake resume {name} --reload`"
+            self._trouble(known.pop(name), Refused(LEFT_OUT, f"{name} is mirrored, and the project leaves it out", why, fix))
         missing = sorted(known.keys() - {str(table) for table in relations})
         for entry in self._source.describe(missing) if missing else ():
             if isinstance(entry, Relation):
@@ -293,7 +300,7 @@ class Applier:
                         "TABLE_GONE",
                         f"{name} is mirrored but is not in the source any more",
                         "it was dropped or renamed",
-                        f"make it again or give it its name back, then `icelake resume {name} --reload`; queries of the past go on",
+                        f"make it again or give it its name back, then `icelake resume {name} --reload`; or put it into exclude",
                     ),
                 )
             else:
@@ -319,7 +326,10 @@ class Applier:
         return entry if isinstance(entry, Refusal) else self._judge(entry)
 
     def _excluded(self, entry: Relation | Refusal) -> bool:
-        return f"{entry.schema}.{entry.name}" in self._exclude or f"{entry.schema}.*" in self._exclude
+        return self._excludes(entry.schema, entry.name)
+
+    def _excludes(self, schema: str, name: str) -> bool:
+        return f"{schema}.{name}" in self._exclude or f"{schema}.*" in self._exclude
 
     def _mirrors(self) -> dict[TableId, LoadedTable]:
         """The mirrors of this source that the catalog has."""
@@ -631,6 +641,8 @@ class Applier:
         codes = {**self._control.cut.parked, **{str(table): note.code for table, note in notes.items()}}
         delta, change = self._control.advance(self._marker(self.position), self._control.cut.commit_time, heads, codes)
         parts = [note_change(mirrors[table], note) for table, note in notes.items()]
+        # A table that is parked for another reason now begins with an empty spool.
+        parts += [part for table in notes if table in self.parked and (part := self.parked[table].emptied()) is not None]
         self._storage.flush()
         try:
             after = commit(self._catalog, self._clock, [change, *parts])
@@ -639,7 +651,7 @@ class Applier:
             raise
         self._control.still_ours(after[0])
         self._control.adopt(after[0], delta)
-        for loaded in after[1:]:
+        for loaded in after[1 : 1 + len(notes)]:
             self.parked[loaded.id] = self._open_parked(loaded, notes[loaded.id])
         self._troubles = {}
 
@@ -731,7 +743,8 @@ class Applier:
         if not same or table.relation.identity != "key":
             delta.truncate()
             state = LoadState()
-        return delta.prepare({} if delta.is_empty else marker.summary(), {LOAD: state.dump(), MEMBERSHIP: member})
+        # A snapshot of ours even if it changes nothing: what others wrote before it is compared like all the rest.
+        return delta.prepare(marker.summary(), {LOAD: state.dump(), MEMBERSHIP: member})
 
     def _unpark(self, table: TableId, change: TableChange, emptied: TableChange | None, heads: Mapping[str, int]) -> None:
         marker = self._marker(self.position)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyiceberg.conversions import to_bytes
 from pyiceberg.types import BinaryType, BooleanType, DateType, DecimalType, DoubleType, FloatType, IntegerType, LongType, StringType
@@ -58,6 +58,7 @@ def back(bound: bytes, kind: str) -> Any:
     return bound.decode() if kind == "string" else bound
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(CASES)
 def test_bounds_hold_every_value(case: tuple[str, list[Any]]) -> None:
     kind, values = case
