@@ -167,3 +167,91 @@ def test_another_primary_key(made: Rig) -> None:
     assert "by the key (id, note)" in parked["why"]
     made.lakehouse.resume(["t"], reload=True)
     followed(made)
+
+
+# ------------------------------------------------- changes that look like ones that can be followed, and are not
+
+
+def reloaded(one: Rig, *codes: str) -> None:
+    """It is parked for one of these, a replay is refused, and compared with the source it is its mirror again."""
+    (parked,) = one.lakehouse.sync()["parked"]
+    assert parked["code"] in codes, parked
+    (refused,) = one.lakehouse.resume()["refused"]
+    assert "--reload" in refused["fix"]
+    done = one.lakehouse.resume(["t"], reload=True)
+    assert (done["resumed"], done["refused"]) == (["public.t"], [])
+    followed(one)
+
+
+def test_a_generated_column_that_becomes_an_ordinary_one(made: Rig) -> None:
+    sql(made, "alter table t add column g int generated always as (v * 2) stored")
+    made.lakehouse.sync()
+    made.lakehouse.resume(["t"], reload=True)
+    followed(made)
+    sql(made, "alter table t alter column g drop expression", "insert into t (id, g) values (70, 7)")
+    reloaded(made, "TABLE_CHANGED")
+    assert ask(made, "select g from t where id in (1, 70) order by id") == [{"g": 20}, {"g": 7}]
+
+
+def test_a_column_that_was_added_twice(made: Rig) -> None:
+    sql(
+        made,
+        "alter table t add column c int default 0",
+        "insert into t (id, c) values (71, 99)",
+        "alter table t drop column c",
+        "alter table t add column c int default 1",
+    )
+    reloaded(made, "TABLE_CHANGED")
+    assert ask(made, "select c from t where id = 71") == [{"c": 1}]
+
+
+def test_a_default_that_iceberg_has_no_form_for(made: Rig) -> None:
+    sql(made, "alter table t add column tags text[] not null default '{a,b}'", "insert into t (id) values (72)")
+    reloaded(made, "COLUMN_DEFAULT")
+    assert ask(made, "select count(*) as n from t where tags = ['a', 'b']") == [{"n": 21}]
+
+
+def test_another_column_takes_the_name_of_the_key(made: Rig) -> None:
+    """As people move from int to bigint without a long lock."""
+    sql(
+        made,
+        "alter table t add column new_id bigint",
+        "update t set new_id = 1000 - id",
+        "alter table t alter column new_id set not null",
+    )
+    followed(made)
+    sql(
+        made,
+        "alter table t drop constraint t_pkey, add primary key (new_id)",
+        "alter table t rename id to old_id",
+        "alter table t rename new_id to id",
+        "insert into t (old_id, id) values (73, 73)",
+    )
+    reloaded(made, "TABLE_CHANGED")
+    sql(made, "update t set v = v + 1", "delete from t where old_id = 2")
+    followed(made)
+
+
+def test_a_type_whose_bytes_print_otherwise(made: Rig) -> None:
+    sql(made, "alter table t add column net cidr", "update t set net = '10.1.2.3'")
+    followed(made)
+    sql(made, "alter table t alter column net type inet", "insert into t (id, net) values (74, '10.0.0.1')")
+    reloaded(made, "TABLE_CHANGED", "TABLE_REWRITTEN")
+    assert ask(made, "select net from t where id = 1") == [{"net": "10.1.2.3"}]
+
+
+def test_a_column_is_added_while_the_table_is_compared(made: Rig) -> None:
+    """The schema of the lake follows, and nobody has to be asked."""
+    settings = made.lakehouse._source_settings(None)
+    desk = made.lakehouse._desk(settings.name)
+    with desk.own(settings.name), made.lakehouse._applier(settings, desk) as applier:
+        applier.step(0.1)
+        desk.request_resume(["public.t"], True, 60)
+        while applier.step(0.1).kind != "resume":
+            pass
+        sql(made, "alter table t add column late int default 5")
+        for _ in range(30):
+            applier.step(0.1)
+        assert not applier.parked
+        assert not applier.loading
+    followed(made)

@@ -80,6 +80,7 @@ UPKEEP = "icelake.ingest.upkeep"
 STORE = "icelake.catalog.store"
 
 BAG = "icelake.tables.bag_index"
+KEYS = "icelake.tables.keys"
 PARKED = "icelake.ingest.parked"
 MEND = "icelake.ingest.mend"
 LOAD = "icelake.model.load"
@@ -139,7 +140,7 @@ _ALL = (
     Bug(
         "same epoch again",
         "a starting applier first commits epoch + 1",
-        (Patch(CONTROL, "self._summary(self.marker, self.epoch + 1,", "self._summary(self.marker, max(1, self.epoch),"),),
+        (Patch(CONTROL, "replace(self.cut, epoch=self.epoch + 1)", "replace(self.cut, epoch=max(1, self.epoch))"),),
     ),
     Bug(
         "zombie takes the source back",
@@ -181,8 +182,8 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "        elif not all(self._exists(relation.id) for relation in relations):\n"
-                "            self._source.publish(publication, relations)\n",
+                "        elif any(relation.id not in mirrors for relation in relations):\n"
+                "            self._source.publish(publication, [relation for relation in relations if relation.id not in mirrors])\n",
                 "",
             ),
         ),
@@ -251,7 +252,11 @@ _ALL = (
     Bug(
         "cut names the snapshot before",
         "a cut is one position at which all tables are consistent",
-        (Patch(APPLIER, "                head = _new_snapshot(change)\n", "                head = head or _new_snapshot(change)\n"),),
+        (
+            Patch(
+                APPLIER, "                head = _new_snapshot(change) or head\n", "                head = head or _new_snapshot(change)\n"
+            ),
+        ),
     ),
     Bug(
         "cut for verify not exact",
@@ -304,7 +309,7 @@ _ALL = (
     Bug(
         "updates get new row ids",
         "an update keeps its row id",
-        (Patch(FOLLOWED, "explicit = row_ids if (row_ids >= 0).any() else None", "explicit = None"),),
+        (Patch(FOLLOWED, "append(rows, row_ids if (row_ids >= 0).any() else None)", "append(rows, None)"),),
     ),
     Bug(
         "TRUNCATE ignored",
@@ -422,7 +427,7 @@ _ALL = (
     Bug(
         "0.0 taken for -0.0",
         "a delete without a key takes a row that is the same bit by bit",
-        (Patch(BAG, "[_bits(column) for column in rows.columns]", "list(rows.columns)"),),
+        (Patch(KEYS, "        if not exact:\n", "        if True:\n"),),
     ),
     Bug(
         "equal rows taken once",
@@ -459,7 +464,7 @@ _ALL = (
     Bug(
         "lost identity not noticed",
         "a table that lost what names its rows is refused: its users cannot change it because of us",
-        (Patch(FOLLOWED, "        if now.unnamed:\n", "        if now is None:\n"),),
+        (Patch(FOLLOWED, "    if now.unnamed:\n", "    if now is None:\n"),),
     ),
     Bug(
         "append-only TRUNCATE ignored",
@@ -484,7 +489,7 @@ _ALL = (
     Bug(
         "spool not emptied by the replay",
         "what was replayed is gone from the spool in the same commit",
-        (Patch(APPLIER, "self._unpark(parked.id, change, parked.emptied(), heads)", "self._unpark(parked.id, change, None, heads)"),),
+        (Patch(APPLIER, "self._unpark(change, parked.emptied(), heads)", "self._unpark(change, None, heads)"),),
     ),
     Bug(
         "replayed only in part",

@@ -234,6 +234,9 @@ class Applier:
         if not first:
             self._check_slot()
         mirrors = self._mirrors()
+        if switch is not None:
+            # Before any commit whose marker names the new timeline.
+            self._take_timeline(switch, mirrors)
         relations = self._relations(mirrors)
         if first:
             self._begin_source(publication, relations)
@@ -256,8 +259,6 @@ class Applier:
                     self._troubles[relation.id] = error
         if self._troubles:
             self._park()
-        if switch is not None:
-            self._take_timeline(switch)
         following, kept = [f.relation for f in self.followed.values()], [p.relation for p in self.parked.values()]
         self._stream = self._source.stream(self._slot, publication, self.position, following, kept)
         self._must_be_on(self._stream.timeline)
@@ -407,10 +408,10 @@ class Applier:
             )
         return switch
 
-    def _take_timeline(self, switch: int) -> None:
+    def _take_timeline(self, switch: int, mirrors: Mapping[TableId, LoadedTable]) -> None:
         """Go on from the promoted server: nothing of the lake is newer than what it took over. Recorded before anything else is."""
-        for followed in self.followed.values():
-            newest = followed.load.newest
+        for mirror in mirrors.values():
+            newest = LoadState.parse(mirror.metadata["properties"][LOAD]).newest
             if newest > switch:
                 raise self._new_timeline(newest, switch)
         self._record(self.position, self._control.cut.commit_time, self._control.cut.tables)
@@ -488,7 +489,11 @@ class Applier:
     def _evolve(self, mirror: LoadedTable, relation: Relation, *, replacing: bool = False) -> LoadedTable:
         """The mirror with the schema its source has now."""
         metadata = mirror.metadata
-        updates = evolve(metadata, relation, replacing=replacing)
+        try:
+            updates = evolve(metadata, relation, replacing=replacing)
+        except UnsupportedTable as error:
+            error.table = str(mirror.id)
+            raise
         if not updates:
             return mirror
         requirements = [
@@ -507,11 +512,12 @@ class Applier:
         self._control.still_ours(after[0])
         return after[1]
 
-    def _follow(self, relation: Relation, member: str | None, *, resuming: bool = False) -> Followed:
+    def _follow(self, relation: Relation, member: str | None, parked: Parking | None = None) -> Followed:
         """Open a mirror, made if it is not there. What it raises names the table if it is about this one alone.
 
-        A column that was added is added to the mirror; ``resuming``: whatever else of its shape can be followed, is.
+        A column that was added is added to the mirror. ``parked``: it is resumed, and whatever else of its shape can be followed, is.
         """
+        resuming = parked is not None
         try:
             loaded = self._catalog.load(relation.id)
         except NoSuchTable:
@@ -565,11 +571,11 @@ class Applier:
                 f"wanted: {wanted}; made: {made}",
                 "put the settings back, or load the table into a new lake: partitions, sort order and format stay what they were",
             )
+        self._check_foreign(table, self._control.cut.tables.get(str(relation.id)) if parked is None else parked.head)
         followed, rebuilt = follow(table, self._index_files(relation.id))
         if rebuilt:
             self.rebuilt_indexes[relation.id] = rebuilt
         followed.is_member(member)
-        self._check_foreign(followed)
         return followed
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
@@ -593,12 +599,12 @@ class Applier:
         except AlreadyExists:
             return self._catalog.load(relation.id)
 
-    def _check_foreign(self, followed: Followed) -> None:
-        """A mirror must be where the control table says, give or take rewrites that change no row."""
-        metadata = followed.table.metadata
+    def _check_foreign(self, table: Table, expected: int | None) -> None:
+        """A mirror must be at the snapshot the control table (or the note that parked it) says, give or take rewrites that change no
+        row. None: it is still loading, and all that is known is that nobody else wrote last."""
+        metadata = table.metadata
         by_id = {snapshot["snapshot-id"]: snapshot for snapshot in metadata.get("snapshots", ())}
-        expected = self._control.cut.tables.get(str(followed.id))
-        at = followed.table.snapshot_id
+        at = table.snapshot_id
         while at is not None and at != expected:
             snapshot = by_id.get(at)
             if snapshot is None:
@@ -608,10 +614,10 @@ class Applier:
                 if expected is None and summary.get(SOURCE) == self._control.source:
                     break  # still loading: our own commits, not in any cut yet
                 why = f"snapshot {at} ({summary['operation']}) was not made by this source's applier"
-                raise self._changed(followed.id, why)
+                raise self._changed(table.id, why)
             at = snapshot.get("parent-snapshot-id")
         if at != expected and expected in by_id:
-            raise self._changed(followed.id, f"it was rolled back: the last cut's snapshot {expected} is not behind its present one")
+            raise self._changed(table.id, f"it was rolled back: the last cut's snapshot {expected} is not behind its present one")
 
     def _changed(self, table: TableId, why: str) -> ForeignChange:
         return ForeignChange(
@@ -634,7 +640,8 @@ class Applier:
         for table, error in self._troubles.items():
             mirrors[table] = self._catalog.load(table)
             replay = isinstance(error, UnsupportedTable | ValueOutOfContract) and error.code not in _HOLES
-            notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, replay)
+            head = (mirrors[table].metadata.get("refs", {}).get("main") or {}).get("snapshot-id")
+            notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, head, replay)
             if replay:
                 make_spool(table, self._control.source, self._catalog)
         heads = {name: head for name, head in self._control.cut.tables.items() if name not in map(str, notes)}
@@ -673,6 +680,7 @@ class Applier:
             except (Unreachable, CommitUnknown, CommitConflict, Fenced):
                 raise
             except IcelakeError as refusal:
+                refusal.table = refusal.table or name
                 refusals.append(refusal)
         self._desk.resume_answered(wish.id, refusals)
         # Opened anew: what is followed, and under which shape, has changed.
@@ -697,7 +705,7 @@ class Applier:
             )
         publication = publication_name(self.name, self._control.source)
         relation = self._described(parked.id)
-        followed = self._follow(relation, self._source.published(publication).get(parked.id), resuming=True)
+        followed = self._follow(relation, self._source.published(publication).get(parked.id), parked.note)
         try:
             for kept in parked.kept():
                 for changes in replay(kept, followed.relation):
@@ -711,7 +719,7 @@ class Applier:
         head = _new_snapshot(change) or followed.table.snapshot_id
         if head is not None and followed.whole_at(self.position):
             heads[str(parked.id)] = head
-        self._unpark(parked.id, change, parked.emptied(), heads)
+        self._unpark(change, parked.emptied(), heads)
 
     def _reload(self, table: TableId) -> None:
         """No row of the mirror is trusted: it leaves the cut, and range by range is compared with the source."""
@@ -721,17 +729,19 @@ class Applier:
         member = self._source.published(publication).get(table)
         if member is None:
             raise left_publication(table)
-        held = relation_of(self._catalog.load(table).metadata)
-        mirror = self._evolve(self._catalog.load(table), relation, replacing=True)
-        same = (held.oid, held.identity, held.key) == (relation.oid, relation.identity, relation.key)
-        parked = self.parked.get(table)
+        mirror = self._catalog.load(table)
+        held, parked = relation_of(mirror.metadata), self.parked.get(table)
+        same = (held.oid, held.identity, _key(held)) == (relation.oid, relation.identity, _key(relation))
+        if parked is not None and parked.note.code == "TABLE_CHANGED_BY_OTHERS":
+            same = False  # what another program wrote may have a key twice
         heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table)}
-        self._unpark(
-            table,
-            self._distrusted(mirror, member, self._marker(self.position), same=same),
-            parked.emptied() if parked is not None else None,
-            heads,
-        )
+        # First nothing of it is believed any more, then it may change its shape, then it goes on: a crash leaves it parked.
+        why, fix = "a reload was begun and did not come to its end", f"`icelake resume {table} --reload`"
+        note = Parking(self.position, "RELOAD_UNFINISHED", f"{table} is being compared with the source", why, fix, None, False)
+        distrusted = self._distrusted(mirror, member, self._marker(self.position), same=same)
+        self._settle(distrusted, note_change(mirror, note).updates, parked.emptied() if parked is not None else None, heads, note)
+        mirror = self._evolve(self._catalog.load(table), relation, replacing=True)
+        self._unpark(TableChange(table, as_it_is(mirror), []), None, heads)
 
     def _distrusted(self, mirror: LoadedTable, member: str, marker: Marker, *, same: bool = True) -> TableChange:
         """The part of a commit after which no row of a mirror counts as loaded. ``same``: its rows are told apart as they were.
@@ -746,21 +756,29 @@ class Applier:
         # A snapshot of ours even if it changes nothing: what others wrote before it is compared like all the rest.
         return delta.prepare(marker.summary(), {LOAD: state.dump(), MEMBERSHIP: member})
 
-    def _unpark(self, table: TableId, change: TableChange, emptied: TableChange | None, heads: Mapping[str, int]) -> None:
-        marker = self._marker(self.position)
-        codes = {name: code for name, code in self._control.cut.parked.items() if name != str(table)}
-        delta, control = self._control.advance(marker, self._control.cut.commit_time, heads, codes)
-        updates = [*change.updates, {"action": "remove-properties", "removals": [PARKED]}]
+    def _unpark(self, change: TableChange, emptied: TableChange | None, heads: Mapping[str, int]) -> None:
+        """``change`` of the mirror, its note removed, and a cut with ``heads``, in one commit."""
+        self._settle(change, [{"action": "remove-properties", "removals": [PARKED]}], emptied, heads, None)
+
+    def _settle(
+        self, change: TableChange, more: Sequence[Json], emptied: TableChange | None, heads: Mapping[str, int], note: Parking | None
+    ) -> None:
+        """One commit: ``change`` of a mirror with ``more`` updates, its spool emptied, a cut with ``heads`` and the mirror's ``note``."""
+        name = str(change.id)
+        codes = {other: code for other, code in self._control.cut.parked.items() if other != name}
+        if note is not None:
+            codes[name] = note.code
+        delta, control = self._control.advance(self._marker(self.position), self._control.cut.commit_time, heads, codes)
         self._storage.flush()
         try:
-            changes = [control, replace(change, updates=updates), *([emptied] if emptied is not None else [])]
+            changes = [control, replace(change, updates=[*change.updates, *more]), *([emptied] if emptied is not None else [])]
             after = commit(self._catalog, self._clock, changes)
         except CommitConflict:
             self._control.check()
             raise
         self._control.still_ours(after[0])
         self._control.adopt(after[0], delta)
-        self.parked.pop(table, None)
+        self.parked.pop(change.id, None)
 
     # -------------------------------------------------------------------------------------------------- step
 
@@ -1119,10 +1137,15 @@ def _new_snapshot(change: TableChange) -> int | None:
     return found[0] if found else None
 
 
+def _key(relation: Relation) -> tuple[tuple[int, int, int], ...]:
+    """What the key is made of."""
+    return tuple((column.attnum, column.type_oid, column.typmod) for column in relation.key_columns)
+
+
 def _shape(relation: Relation) -> Relation:
     """What must stay as it is: whether a column may be null does not matter to a mirror, whose columns may all be."""
     columns = tuple(replace(column, nullable=True, default=None) for column in relation.columns)
-    return replace(relation, key_is_ordered=True, columns=columns)
+    return replace(relation, key_is_ordered=True, columns=columns, last_attnum=0, dropped=())
 
 
 def _difference(lake: Relation, source: Relation) -> str:

@@ -71,7 +71,10 @@ class Mending:
             inside = np.flatnonzero(self._inside(keys, lower, upper))
             if len(inside):
                 followed._begin().delete(np.full(len(inside), no, np.int32), unseen[inside])
-                followed.index.remove(followed._hash(keys.take(inside)))
+                hashes = followed._hash(keys.take(inside))
+                file_no, position, _ = followed.index.lookup(hashes)
+                # An entry may be another row's by now: one that this range brought under the same key.
+                followed.index.remove(hashes[(file_no == no) & (position == unseen[inside])])
                 self.removed += len(inside)
 
     def _live(self, no: int) -> npt.NDArray[np.int64]:

@@ -72,8 +72,11 @@ class Parked:
 
     @staticmethod
     def open(mirror: LoadedTable, note: Parking, catalog: Catalog, storage: Storage, clock: Clock, chance: Chance) -> "Parked":
-        """Raises NoSuchTable if the spool is gone."""
-        spool = Table.open(catalog.load(spool_of(mirror.id)), storage, clock, chance) if note.replay else None
+        """Of a table whose spool is gone nothing can be replayed."""
+        try:
+            spool = Table.open(catalog.load(spool_of(mirror.id)), storage, clock, chance) if note.replay else None
+        except NoSuchTable:
+            spool, note = None, replace(note, replay=False)
         return Parked(mirror, note, spool)
 
     # ------------------------------------------------------------------------------------------------------- a batch

@@ -28,12 +28,14 @@ class Parking:
     what: str
     why: str
     fix: str
+    head: int | None
+    """The mirror's snapshot when it was parked."""
     replay: bool
     """Whether its changes are kept and can be replayed; otherwise its rows must be compared with the source and mended."""
 
     def dump(self) -> str:
         document = {"since": format_lsn(self.since), "code": self.code, "what": self.what, "why": self.why, "fix": self.fix}
-        return json.dumps({**document, "replay": self.replay}, ensure_ascii=False)
+        return json.dumps({**document, "head": self.head, "replay": self.replay}, ensure_ascii=False)
 
     @staticmethod
     def read(properties: Mapping[str, str]) -> "Parking | None":
@@ -43,7 +45,13 @@ class Parking:
             return None
         document = json.loads(text)
         return Parking(
-            parse_lsn(document["since"]), document["code"], document["what"], document["why"], document["fix"], document["replay"]
+            parse_lsn(document["since"]),
+            document["code"],
+            document["what"],
+            document["why"],
+            document["fix"],
+            document["head"],
+            document["replay"],
         )
 
 

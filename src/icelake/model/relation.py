@@ -60,6 +60,10 @@ class Relation:
     """Whether the source's order of the key can be reproduced exactly here, so the table can be loaded in ranges."""
     identity: Literal["key", "full", "none"] = "key"
     """How changes name rows: by ``key``; by the whole old row ("full": rows are a multiset); not at all ("none": append-only)."""
+    last_attnum: int = 0
+    """The highest attnum the table has ever given out; 0: not known. Only a column beyond it is one that was added since."""
+    dropped: tuple[int, ...] = ()
+    """Attnums of columns that were dropped; known of a relation as described, not of one the lake holds."""
 
     @property
     def id(self) -> TableId:
@@ -69,6 +73,11 @@ class Relation:
     def named_by(self) -> str:
         """How changes name rows, in words."""
         return {"key": f"the key ({', '.join(self.key)})", "full": "all their values", "none": "nothing"}[self.identity]
+
+    @property
+    def ever(self) -> int:
+        """The highest attnum there was, as far as it is known."""
+        return self.last_attnum or max((column.attnum for column in self.columns), default=0)
 
     @property
     def key_columns(self) -> tuple[Column, ...]:

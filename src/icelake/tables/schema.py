@@ -167,6 +167,7 @@ def table_properties(relation: Relation, ids: Sequence[int] = ()) -> dict[str, s
         "key": list(relation.key),
         "key-is-ordered": relation.key_is_ordered,
         "identity": relation.identity,
+        "last-attnum": relation.last_attnum,
         "columns": columns,
     }
     return {
@@ -228,6 +229,7 @@ def fields_of(metadata: Json) -> Fields:
             key=tuple(document["key"]),
             key_is_ordered=document["key-is-ordered"],
             identity=document["identity"],
+            last_attnum=document["last-attnum"],
         )
         leaves = tuple(leaf for field in schema["fields"] for leaf in _leaves(field["id"], field["name"], field["type"], False))
         plain = [_file_field(field["name"], field["type"], not field["required"], field["id"]) for field in schema["fields"]]
@@ -369,6 +371,11 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
         kept = [column for column in relation.columns if column.attnum in known]
         known = {c.attnum: known[c.attnum] for c in kept if _wider(known[c.attnum][1]["type"], parse(c.iceberg)) is not None}
     fresh = {column.attnum: next(ids) for column in relation.columns if column.attnum not in known}
+    if not replacing:
+        if any(attnum <= old.ever for attnum in fresh):
+            raise _cannot_follow(relation, "a column that was generated is an ordinary one now: what rows hold of it is not known")
+        if any(attnum > old.ever for attnum in relation.dropped):
+            raise _cannot_follow(relation, "a column was added and dropped meanwhile: whose values came with which change is not known")
     columns: list[Column] = []
     fields: list[Json] = []
     for column in relation.columns:
@@ -379,6 +386,8 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
             if was.out_of_range == "null" != column.out_of_range and not replacing:
                 raise _cannot_follow(relation, f"the policy of column {column.name!r} for values out of contract has changed")
             kind = _wider(field["type"], parse(column.iceberg))
+            if not replacing and was.type_oid != column.type_oid and not {was.type_oid, column.type_oid} <= _TEXTS:
+                kind = None  # the same bytes may print otherwise, as those of cidr and inet do
             if kind is None or (kind != field["type"] and field["id"] in bound):
                 raise _cannot_follow(relation, where)
             required = field["required"] and column.name in relation.key and not column.nullable
@@ -397,7 +406,7 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
         fields.append(field)
     if bound - {field["id"] for field in fields}:
         raise _cannot_follow(relation, "a column that the table is partitioned or sorted by was dropped")
-    relation = replace(relation, columns=tuple(columns))
+    relation = replace(relation, columns=tuple(columns), dropped=())
     schema = {**_schema(relation, fields), "schema-id": before["schema-id"]}
     updates: list[Json] = []
     if schema != before:
@@ -448,6 +457,8 @@ def _wider(kind: Any, now: IcebergType) -> Any:
 
 
 _PROMOTIONS = {("int", "long"), ("float", "double")}
+_TEXTS = {25, 1043}
+"""text and varchar: of all types of different OIDs these two alone print the same bytes alike, and change without a rewrite."""
 
 
 def _cannot_follow(relation: Relation, why: str) -> UnsupportedTable:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from icelake.errors import UnsupportedTable
 from icelake.model.ident import CONTROL_NAMESPACE
+from icelake.model.parking import SUFFIX
 from icelake.model.relation import Column, Refusal, Relation
 from icelake.model.types import Primitive, parse
 from icelake.sources.postgres.session import Connection, run
@@ -35,7 +36,8 @@ select c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.r
        c.relispartition, exists (select from pg_catalog.pg_inherits h where c.oid in (h.inhrelid, h.inhparent)),
        pg_catalog.row_security_active(c.oid),
        pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
-       k.columns, k.usable, r.columns, r.usable, current_user::text
+       k.columns, k.usable, r.columns, r.usable, current_user::text, c.relnatts,
+       array(select a.attnum from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and a.attisdropped order by 1)
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 left join lateral (
@@ -54,7 +56,11 @@ _COLUMNS = """
 select a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
        not a.attnotnull, a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
        pg_catalog.getdatabaseencoding() = 'UTF8' and coalesce(e.provider = 'b' or e.provider = 'c' and e.locale in ('C', 'POSIX'), false),
-       case when a.atthasmissing then (a.attmissingval::text::text[])[1] end
+       case when not a.atthasmissing then null
+            -- The text of an array of one: only box does not go by commas.
+            when (select t.typdelim from pg_catalog.pg_type t where t.oid = a.atttypid) <> ','
+            then trim(both '{}' from a.attmissingval::text)
+            else (a.attmissingval::text::text[])[1] end
 from pg_catalog.pg_attribute a
 left join pg_catalog.pg_collation o on o.oid = a.attcollation
 cross join (select coalesce(pg_catalog.to_jsonb(b) ->> 'datlocprovider', 'c') as provider, b.datcollate::text as locale
@@ -114,6 +120,8 @@ class _Found:
     """Columns of the index named by REPLICA IDENTITY USING INDEX."""
     index_usable: bool | None
     role: str
+    last_attnum: int
+    dropped: list[int]
 
     @property
     def quoted(self) -> str:
@@ -188,6 +196,12 @@ def describe_oid(connection: Connection, oid: int, append_only: bool = False) ->
     return described[0] if described else None
 
 
+def dropped_since(connection: Connection, held: Relation) -> bool:
+    """Whether columns were added and dropped since the lake's relation was looked up."""
+    statement = "select from pg_catalog.pg_attribute a where a.attrelid = %s and a.attnum > %s and a.attisdropped limit 1"
+    return bool(run(connection, statement, [held.oid, held.ever]))
+
+
 def published_columns(connection: Connection, oid: int) -> list[tuple[int, str, int, int]]:
     """(attnum, name, type OID, typmod) of every column that is published now, in order; empty if the table is gone."""
     statement = """
@@ -238,9 +252,12 @@ def only_grew(held: Relation, now: Relation | Refusal | None) -> bool:
     """Whether all that is new of a table is columns that were added."""
     if not isinstance(now, Relation):
         return False
-    last = max(column.attnum for column in held.columns)
-    before = replace(now, columns=tuple(column for column in now.columns if column.attnum <= last))
-    return before != now and not differences(held, before)
+    known = {column.attnum for column in held.columns}
+    before = replace(now, columns=tuple(column for column in now.columns if column.attnum in known))
+    added = [column.attnum for column in now.columns if column.attnum not in known]
+    # A column that was generated and is ordinary now is not new, and of one that was added and dropped changes may be on their way.
+    new = all(attnum > held.ever for attnum in added) and not any(attnum > held.ever for attnum in now.dropped)
+    return bool(added) and new and not differences(held, before)
 
 
 def altered_types(held: Relation, now: Relation) -> list[str]:
@@ -260,8 +277,11 @@ def altered_types(held: Relation, now: Relation) -> list[str]:
 
 
 def must_be(held: Relation, now: Relation | Refusal | None, doing: str) -> None:
-    """Raises UnsupportedTable naming every difference, unless the table still is what the lake holds: TABLE_REPLACED if it is
-    another table or gone, TABLE_CHANGED if it has another shape."""
+    """Raises UnsupportedTable naming every difference, unless the table still is what the lake holds: TABLE_GREW if it just has more
+    columns, TABLE_REPLACED if it is another table or gone, TABLE_CHANGED if it has another shape."""
+    if only_grew(held, now):
+        grew = f"{held.id} has columns that its mirror has not"
+        raise UnsupportedTable("TABLE_GREW", grew, "they were just added", "the mirror gets them, and goes on", table=str(held.id))
     if now is None or (isinstance(now, Relation) and now.oid != held.oid):
         raise UnsupportedTable(
             "TABLE_REPLACED",
@@ -328,6 +348,8 @@ def _judge(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog, a
         key,
         # A table without a key is one range.
         key_is_ordered=bool(key) and ordered,
+        last_attnum=table.last_attnum,
+        dropped=tuple(table.dropped),
         identity="none" if append_only else "key" if key else "full",
     )
 
@@ -364,6 +386,8 @@ Reason = tuple[str, str, str]
 def _refuse_table(table: _Found) -> Reason | None:
     if table.schema in {"pg_catalog", "information_schema", "pg_toast"}:
         return "SYSTEM_TABLE", "it belongs to PostgreSQL itself and cannot be published", "leave it out"
+    if table.name.endswith(SUFFIX):
+        return "RESERVED_NAME", f"names that end in {SUFFIX} are those of spools of parked tables", "rename it, or leave it out"
     if table.schema == CONTROL_NAMESPACE:
         return (
             "RESERVED_SCHEMA",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import pq, sql
 
-from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable, UnsupportedTable, ValueOutOfContract
+from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable, ValueOutOfContract
 from icelake.model.lsn import format_lsn
 from icelake.model.relation import Column, Relation
 from icelake.ports import Chunk
@@ -511,15 +511,13 @@ class PgStream:
         """
         if (parked := self._parked.get(message.oid)) is not None:
             with session(self._dsn, "cannot look up a table") as server:
-                return Raw(parked.id, _attnums(parked, schema.published_columns(server, message.oid), message))
+                columns = [] if schema.dropped_since(server, parked) else schema.published_columns(server, message.oid)
+                return Raw(parked.id, _attnums(parked, columns, message))
         with session(self._dsn, "cannot look up a table") as server:
             by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
             held = self._held.get(message.oid) or by_name[message.schema, message.name]
             now = schema.describe_oid(server, message.oid, append_only=held.identity == "none")
         doing = "cannot be followed"
-        if schema.only_grew(held, now):
-            grew = f"{held.id} has columns that its mirror has not"
-            raise UnsupportedTable("TABLE_GREW", grew, "they were just added", "the mirror gets them, and goes on", table=str(held.id))
         schema.must_be(held, now, doing)
         schema.raise_if_changed(held, _disagreement(held, message), doing)
         return held
