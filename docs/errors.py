@@ -5,9 +5,9 @@ Reads the source as text, runs none of it. `--check` only compares and exits 1 w
 
 import ast
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from pages import ROOT, keep
+
 PACKAGE = ROOT / "src" / "icelake"
 PAGE = ROOT / "docs" / "reference" / "errors.md"
 
@@ -127,17 +127,5 @@ def clean(text: str) -> str:
     return " ".join(text.split()).replace("<", "\\<").replace("*", "\\*").replace("_", "\\_")
 
 
-def main() -> int:
-    new = page()
-    if "--check" in sys.argv[1:]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != new:
-            print(f"{PAGE.relative_to(ROOT)} is not what the code says: make docs", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep(PAGE, page()))

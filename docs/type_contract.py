@@ -4,7 +4,8 @@
 """
 
 import sys
-from pathlib import Path
+
+from pages import ROOT, keep
 
 from icelake.model.types import Primitive, parse
 from icelake.sources.postgres.types import (
@@ -21,7 +22,6 @@ from icelake.sources.postgres.types import (
     iceberg_type,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference" / "types.md"
 
 HEAD = """\
@@ -137,17 +137,5 @@ def beyond(source: PgType) -> str:
     return "; ".join(text for text in dict.fromkeys(said) if text)
 
 
-def main() -> int:
-    new = page()
-    if "--check" in sys.argv[1:]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != new:
-            print(f"{PAGE.relative_to(ROOT)} is not what the code says: make docs", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(keep(PAGE, page()))

@@ -125,12 +125,17 @@ def test_missing_and_short_files_are_corrupt(place: Place) -> None:
         assert caught.value.code == "FILE_SHORT"
 
 
-@pytest.mark.parametrize("path", ["relative/file", "{root}/a/../b", "{root}/a/./b", "gs://bucket/file", "{root}2/f", ""])
-def test_only_plain_locations_in_the_lake(place: Place, path: str) -> None:
-    if path.startswith("{root}2") and isinstance(place.storage, LocalStorage):
-        pytest.skip("a folder's storage knows no lake")
+@pytest.mark.parametrize("path", ["relative/file", "{root}/a/../b", "{root}/a/./b", "gs://bucket/file", ""])
+def test_only_plain_locations(place: Place, path: str) -> None:
     with pytest.raises(ProjectError) as caught:
         place.storage.write(path.format(root=place.root), b"")
+    assert caught.value.code == "STORAGE_LOCATION"
+
+
+@pytest.mark.parametrize("place", ["s3"], indirect=True)
+def test_nothing_beside_the_lake_in_a_bucket(place: Place) -> None:
+    with pytest.raises(ProjectError) as caught:
+        place.storage.write(f"{place.root}2/f", b"")
     assert caught.value.code == "STORAGE_LOCATION"
 
 

@@ -223,12 +223,7 @@ class Applier:
 
         Raises Fenced, Gap, ForeignChange, UnsupportedTable, Refused and what the ports raise.
         """
-        self.close()
-        self._control.acquire(self._epoch)
-        self._epoch = self._control.epoch
-        self._identity = self._source.identify()
-        self._slot = slot_name(self.name, self._control.source)
-        publication = publication_name(self.name, self._control.source)
+        publication = self._take_over()
         switch = self._check_identity()
         first = self._control.marker is None
         if not first:
@@ -263,6 +258,15 @@ class Applier:
         self._stream = self._source.stream(self._slot, publication, self.position, following, kept)
         self._must_be_on(self._stream.timeline)
         self._last_commit = self._clock.monotonic() - self.settings.commit_interval
+
+    def _take_over(self) -> str:
+        """Become the owner, from here on the only one who commits, and learn who the source is. The name of its publication."""
+        self.close()
+        self._control.acquire(self._epoch)
+        self._epoch = self._control.epoch
+        self._identity = self._source.identify()
+        self._slot = slot_name(self.name, self._control.source)
+        return publication_name(self.name, self._control.source)
 
     def close(self) -> None:
         """End the stream and forget the running batch. Nothing that is in the lake changes."""
@@ -342,12 +346,7 @@ class Applier:
 
         One commit says both: the new position, and that no row is trusted. Nothing leaves the lake before it was compared.
         """
-        self.close()
-        self._control.acquire(self._epoch)
-        self._epoch = self._control.epoch
-        self._identity = self._source.identify()
-        self._slot = slot_name(self.name, self._control.source)
-        publication = publication_name(self.name, self._control.source)
+        publication = self._take_over()
         if self._control.marker is None:
             raise Refused("NOTHING_TO_RENEW", f"the lake holds nothing of source {self.name!r} yet", "", "icelake sync")
         self._check_server()

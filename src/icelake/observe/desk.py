@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -210,30 +210,19 @@ class SqliteDesk:
 
     def request_hold(self, deadline: float) -> str:
         """Ask the applier for a cut at an LSN that is told later; it forgets the request after ``deadline`` seconds. Its id."""
-        ident = str(uuid.uuid4())
-        now = time.time()
-        with self._using() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("DELETE FROM holds WHERE deadline < ?", (now - _REPORTS_SECONDS,))
-            connection.execute(
-                "INSERT INTO holds (id, pid, pids, made, deadline, state) VALUES (?, ?, ?, ?, ?, 'wanted')",
-                (ident, os.getpid(), _pids(), now, now + deadline),
-            )
-            connection.execute("COMMIT")
-            self._seen = None
-        return ident
+        return self._request("holds", deadline, {"state": "wanted"})
 
     def request_resume(self, tables: Sequence[str], reload: bool, deadline: float) -> str:
         """Ask the applier to let parked tables go on; it forgets the request after ``deadline`` seconds. Its id."""
-        ident = str(uuid.uuid4())
-        now = time.time()
+        return self._request("wishes", deadline, {"tables": orjson.dumps(list(tables)).decode(), "reload": reload})
+
+    def _request(self, kind: str, deadline: float, what: Mapping[str, Any]) -> str:
+        ident, now = str(uuid.uuid4()), time.time()
+        row = {"id": ident, "pid": os.getpid(), "pids": _pids(), "made": now, "deadline": now + deadline, **what}
         with self._using() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("DELETE FROM wishes WHERE deadline < ?", (now - _REPORTS_SECONDS,))
-            connection.execute(
-                "INSERT INTO wishes (id, pid, pids, made, deadline, tables, reload) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (ident, os.getpid(), _pids(), now, now + deadline, orjson.dumps(list(tables)).decode(), reload),
-            )
+            connection.execute(f"DELETE FROM {kind} WHERE deadline < ?", (now - _REPORTS_SECONDS,))
+            connection.execute(f"INSERT INTO {kind} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values()))
             connection.execute("COMMIT")
             self._seen = None
         return ident

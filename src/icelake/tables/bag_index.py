@@ -21,7 +21,7 @@ import pyarrow as pa
 from icelake.errors import Corrupt
 from icelake.model.relation import Relation
 from icelake.tables.key_index import Identity, IndexedFile, Reconciled
-from icelake.tables.keys import Hashes, hash_rows, kernel
+from icelake.tables.keys import Hashes, hash_rows, home_slot, kernel
 from icelake.tables.schema import ROW_ID
 
 Numbers = npt.NDArray[np.int64]
@@ -275,13 +275,7 @@ def _new_slots(size: int) -> npt.NDArray[np.uint64]:
 @kernel
 def _find(slots, k0, k1, a, b):  # type: ignore[no-untyped-def]
     """The hash's slot; or -1 - the slot where it would go."""
-    # Hashes may be the values of a single integer column, so all are mixed, with the seed (the finalizer of MurmurHash3).
-    x = a ^ (b * np.uint64(0x9E3779B97F4A7C15)) ^ k0
-    x ^= x >> np.uint64(33)
-    x *= np.uint64(0xFF51AFD7ED558CCD)
-    x ^= x >> np.uint64(33)
-    x = (x + k1) * np.uint64(0xC4CEB9FE1A85EC53)
-    at = np.int64(((x >> np.uint64(32)) * np.uint64(slots.shape[0])) >> np.uint64(32))
+    at = home_slot(slots.shape[0], k0, k1, a, b)
     while np.int64(slots[at, 2]) != _FREE:
         if slots[at, 0] == a and slots[at, 1] == b:
             return at

@@ -31,7 +31,7 @@ import orjson
 import pyarrow as pa
 
 from icelake.errors import Corrupt, IcelakeError, Refused, Unreachable
-from icelake.tables.keys import Hashes, hash_keys, kernel
+from icelake.tables.keys import Hashes, hash_keys, home_slot, kernel
 
 Identity = tuple[str, str | None]
 """(path of the data file, path of its deletion vector's Puffin or None): what the live rows of a file depend on."""
@@ -646,20 +646,9 @@ _FREE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 @kernel
-def _home(rows, k0, k1, a, b):  # type: ignore[no-untyped-def]
-    # Integer keys are their own hash, so all are mixed, with the seed, before they choose a row (the finalizer of MurmurHash3).
-    x = a ^ (b * np.uint64(0x9E3779B97F4A7C15)) ^ k0
-    x ^= x >> np.uint64(33)
-    x *= np.uint64(0xFF51AFD7ED558CCD)
-    x ^= x >> np.uint64(33)
-    x = (x + k1) * np.uint64(0xC4CEB9FE1A85EC53)
-    return np.int64(((x >> np.uint64(32)) * np.uint64(rows.shape[0])) >> np.uint64(32))
-
-
-@kernel
 def _find(rows, k0, k1, a, b):  # type: ignore[no-untyped-def]
     """The key's row; or -1 - the row where it would go."""
-    at = _home(rows, k0, k1, a, b)
+    at = home_slot(rows.shape[0], k0, k1, a, b)
     while rows[at, 2] != _FREE:
         if rows[at, 0] == a and rows[at, 1] == b:
             return at
@@ -680,7 +669,7 @@ def _free(rows, k0, k1, hole):  # type: ignore[no-untyped-def]
             at = 0
         if rows[at, 2] == _FREE:
             break
-        home = _home(rows, k0, k1, rows[at, 0], rows[at, 1])
+        home = home_slot(rows.shape[0], k0, k1, rows[at, 0], rows[at, 1])
         # Does the hole lie on the way from the row's home to where it is?
         if (home <= hole < at) or (at < home and (home <= hole or hole < at)):
             for word in range(4):

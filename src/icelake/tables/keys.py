@@ -36,6 +36,20 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         return njit(nogil=True)(function)
 
 
+@kernel
+def home_slot(size, k0, k1, a, b):  # type: ignore[no-untyped-def]
+    """Where a hash belongs in an open-addressing table of ``size`` slots; ``k0``, ``k1``: the table's seed.
+
+    Integer keys are their own hash, so all are mixed, with the seed, before they choose a slot (the finalizer of MurmurHash3).
+    """
+    x = a ^ (b * np.uint64(0x9E3779B97F4A7C15)) ^ k0
+    x ^= x >> np.uint64(33)
+    x *= np.uint64(0xFF51AFD7ED558CCD)
+    x ^= x >> np.uint64(33)
+    x = (x + k1) * np.uint64(0xC4CEB9FE1A85EC53)
+    return np.int64(((x >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32))
+
+
 def hash_keys(keys: pa.RecordBatch, seed: tuple[int, int]) -> Hashes:
     """One hash a row of the key columns, in their order: uint64 [n, 2]. ``seed``: two 64-bit numbers.
 

@@ -21,24 +21,14 @@ from icelake.tables.data_files import DataFiles, Wanted, bounds, encode, in_file
 from icelake.tables.keys import hash_rows
 from icelake.tables.schema import Fields, fields_of, iceberg_schema, table_properties
 from tests.unit.tables.mirror import MemoryStorage, Mirror, batch, relation
+from tests.unit.tables.nested import PRIMITIVES
 from tests.unit.tables.nested import TYPES as ANY_TYPE
 from tests.unit.tables.nested import values as any_value
 
-INT64 = st.integers(-(2**63), 2**63 - 1)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
-    "boolean": st.booleans(),
-    "int": st.integers(-(2**31), 2**31 - 1),
-    "long": INT64,
-    "float": st.floats(width=32),
-    "double": st.floats(),
-    "decimal(9,2)": st.integers(-(10**9) + 1, 10**9 - 1).map(lambda n: Decimal(n).scaleb(-2)),
-    "decimal(38,5)": st.integers(-(10**38) + 1, 10**38 - 1).map(lambda n: Decimal(n).scaleb(-5, decimal.Context(prec=60))),
+    **{kind: values for kind, values in PRIMITIVES.items() if kind != "uuid"},
     "string": st.text(max_size=40) | st.text(st.sampled_from("a\U0010ffff\ud7ff\u00ff"), max_size=40),
     "binary": st.binary(max_size=40) | st.lists(st.sampled_from([0, 255]), max_size=40).map(bytes),
-    "date": st.integers(-(2**31), 2**31 - 1),
-    "timestamp": INT64,
-    "timestamptz": INT64,
-    "time": st.integers(0, 86_400_000_000 - 1),
 }
 CASES = st.sampled_from(sorted(VALUES)).flatmap(lambda kind: st.tuples(st.just(kind), st.lists(VALUES[kind] | st.none(), max_size=12)))
 
