@@ -412,7 +412,7 @@ _ALL = (
     Bug(
         "a range of the promoted server",
         "a range is of the timeline that was checked",
-        (Patch(APPLIER, "            self._must_be_on(read.timeline)\n", ""),),
+        (Patch(APPLIER, "                self._must_be_on(read.timeline)\n", ""),),
     ),
     Bug(
         "a timeline not recorded",

@@ -533,8 +533,10 @@ class SimPostgres:
             slot.confirmed = slot.persisted
 
     def promote(self, at: int) -> None:
-        """On a new timeline, which took over what ends at or before ``at``."""
-        self.switches[self.timeline] = at
+        """On a new timeline, which took over what ends at or before ``at``: its history knows nothing of what branched off later."""
+        later = [timeline for timeline, left in self.switches.items() if left > at]
+        parent = min(later, default=self.timeline)
+        self.switches = {timeline: left for timeline, left in self.switches.items() if timeline < parent} | {parent: at}
         self.timeline += 1
 
     def first_sent(self, slot: str, start: int) -> int:

@@ -4,6 +4,7 @@ ICELAKE_SIM_SCHEDULES and ICELAKE_SIM_JOBS change how many, and on how many proc
 figures. A failure names its seed: ``python -m tests.sim --seed N --trace`` plays it again, step by step.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.sim.bugs import BUGS
+from tests.sim.bugs import BUGS, Bug, patched
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("ICELAKE_SIM_SCHEDULES", "10000"))
@@ -45,6 +46,14 @@ def test_every_schedule_holds_every_invariant(capsys: pytest.CaptureFixture[str]
     assert document["least"]["faults"] >= 2
     rare = {pair: count for pair, count in document["hits"].items() if count < min(100, SCHEDULES // 100)}
     assert not rare, "fault pairs that hardly ever struck"
+
+
+@pytest.mark.parametrize("bug", list(BUGS.values()), ids=list(BUGS))
+def test_every_bug_can_be_planted(bug: Bug) -> None:
+    for module in {patch.module for patch in bug.patches}:
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.origin is not None
+        compile(patched(Path(spec.origin).read_text(), [patch for patch in bug.patches if patch.module == module]), module, "exec")
 
 
 @pytest.mark.sim
