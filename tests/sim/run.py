@@ -92,7 +92,8 @@ class Schedule:
             parked_bytes=rng.choice((4_000, 1 << 30, 1 << 30)),
             retention=self._policy(),
         )
-        self.sickly = rng.random() < 0.35
+        # A fault of resuming can only strike where something is resumed.
+        self.sickly = rng.random() < 0.35 or any(call.startswith("desk.resume") for call, _ in self.world.plan)
         self.running: list[Running] = []
         self.steps = 0
         self.nested = 0

@@ -785,12 +785,24 @@ class Applier:
         """Do one thing: commit what is due, load a range, tidy up, or wait up to ``timeout`` seconds for changes."""
         began = self._clock.monotonic()
         try:
+            progress = self._try(timeout)
+        except (Unreachable, CommitUnknown) as error:
+            # What the batch wrote stays: a commit in doubt may still need it. The next step starts from the control table.
+            self.close()
+            self._failures += 1
+            self._clock.sleep(min(30.0, 0.1 * 2.0 ** min(self._failures, 10)))
+            return Progress("retry", position=self.position, error=error)
+        return replace(progress, seconds=self._clock.monotonic() - began)
+
+    def _try(self, timeout: float) -> Progress:
+        """A step that temporary trouble may end at any place, also where an error about one table is dealt with."""
+        try:
             if self._stream is None:
                 self.start()
             progress = self._step(timeout)
             if progress.kind != "retry":
                 self._failures = 0
-            return replace(progress, seconds=self._clock.monotonic() - began)
+            return progress
         except Fenced:
             raise
         except Refused as error:
@@ -800,22 +812,15 @@ class Applier:
             table = next((table for table in self.followed if str(table) == error.table), None)
             if table is None:
                 raise
-            if error.code == "TABLE_GREW":
-                # The start gives the mirror the new columns; then the same changes are read again.
-                self._throw_away()
-                self.close()
-                return Progress("retry", position=self.position)
-            # It stops alone: the others begin again from the marker, with what happens to it kept raw.
-            self._troubles[table] = error
+            if error.code != "TABLE_GREW":
+                # It stops alone: the others begin again from the marker, with what happens to it kept raw.
+                self._troubles[table] = error
+            # Else the start gives the mirror the new columns; then the same changes are read again.
             self._throw_away()
             self.close()
-            return Progress("park", position=self.position, error=error, seconds=self._clock.monotonic() - began)
-        except (Unreachable, CommitUnknown) as error:
-            # What the batch wrote stays: a commit in doubt may still need it. The next step starts from the control table.
-            self.close()
-            self._failures += 1
-            self._clock.sleep(min(30.0, 0.1 * 2.0 ** min(self._failures, 10)))
-            return Progress("retry", position=self.position, error=error)
+            if error.code == "TABLE_GREW":
+                return Progress("retry", position=self.position)
+            return Progress("park", position=self.position, error=error)
 
     def run_to(self, lsn: int) -> None:
         """The position the caller waits for: it is recorded as soon as it is reached, also when nothing changes."""
