@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from icelake.catalog.store import SqliteCatalog
 from icelake.engines.duckdb import DuckDBEngine, TableAt, named
-from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable
+from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable, UnsupportedTable
 from icelake.ingest.applier import LEFT_OUT, Applier, Progress, Settings
 from icelake.ingest.control import snapshot_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
@@ -37,11 +37,12 @@ from icelake.project import Project, SourceSettings, TableSettings, load_project
 from icelake.sources.postgres.choices import choose
 from icelake.sources.postgres.doctor import Question, check
 from icelake.sources.postgres.server import PostgresSource
+from icelake.sources.postgres.session import conninfo_of
 from icelake.storage.local import LocalStorage
 from icelake.storage.s3 import S3Storage
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import FolderFiles
-from icelake.tables.schema import relation_of
+from icelake.tables.schema import check_names, relation_of
 from icelake.verify.run import AtDesk, InProcess, verify
 
 BUSY = 20.0
@@ -262,6 +263,15 @@ class Lakehouse:
 
     def _judge(self, relation: Relation) -> Relation | Refusal:
         """The relation as the project wants it mirrored, or what stands against that."""
+        chosen = self._chosen(relation)
+        if isinstance(chosen, Relation):
+            try:
+                check_names(chosen)
+            except UnsupportedTable as error:
+                return Refusal(relation.schema, relation.name, error.code, f"{error.what}: {error.why}", error.fix)
+        return chosen
+
+    def _chosen(self, relation: Relation) -> Relation | Refusal:
         wanted = self._table_settings(relation)
         if wanted is None:
             return relation
@@ -520,10 +530,12 @@ class Lakehouse:
     def _verify(
         self, settings: SourceSettings, tables: Sequence[str], handshake: AtDesk | InProcess, report: Callable[[Json], None] | None
     ) -> Json:
+        dsn = settings.dsn.reveal()
+        conninfo_of(dsn)  # says that it cannot be read, where libpq would repeat it
         return verify(
-            settings.dsn.reveal(),
+            dsn,
             self._catalog,
-            tables,
+            tables or [str(table) for table, _ in self._mirrors(settings.name)],
             handshake,
             report=report,
             scratch=self.project.lake / "scratch",

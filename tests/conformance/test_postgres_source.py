@@ -405,12 +405,9 @@ def test_a_composite_type_altered_to_as_many_attributes(shop: Shop, text: bool) 
     shop.sql("alter type pair drop attribute y")
     shop.sql("alter type pair add attribute z text")
     shop.sql("insert into a values (2, row(2, 'not y'))")
-    if text:
-        ((_, new, _),) = operations(caught_up(stream, shop.now()))
-        assert new == {"id": 2, "p": '(2,"not y")'}
-    else:
-        with pytest.raises(UnsupportedTable, match=r"the type public\.pair of column p was altered"):
-            caught_up(stream, shop.now())
+    # Nor of row 1, which PostgreSQL prints anew: as (1,).
+    with pytest.raises(UnsupportedTable, match=r"the type public\.pair of column p was altered"):
+        caught_up(stream, shop.now())
     stream.close()
 
 

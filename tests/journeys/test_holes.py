@@ -70,6 +70,17 @@ def test_a_table_that_left_the_publication_and_came_back(made: Rig) -> None:
     parked(made, "public.a", "PUBLICATION_CHANGED")
 
 
+def test_a_publication_that_did_not_send_everything_for_a_while(made: Rig) -> None:
+    """So a database's owner purges old rows without telling the subscribers."""
+    name = publication(made)
+    sql(made, f"alter publication {name} set (publish = 'insert')", "delete from a where id < 4", "update a set v = 0 where id = 5")
+    sql(made, f"alter publication {name} set (publish = 'insert, update, delete, truncate')", "insert into a values (11, 11)")
+    status = made.lakehouse.sync()
+    assert {entry["table"]: entry["code"] for entry in status["parked"]} == dict.fromkeys(("public.a", "public.b"), "PUBLICATION_CHANGED")
+    assert made.lakehouse.resume(["a", "b"], reload=True)["refused"] == []
+    assert made.lakehouse.verify()["equal"]
+
+
 def test_a_table_made_anew_under_the_same_name(made: Rig) -> None:
     name = publication(made)
     sql(made, "drop table b", "create table b (id int primary key)", "insert into b values (2)", f"alter publication {name} add table b")

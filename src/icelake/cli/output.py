@@ -68,13 +68,38 @@ def rows(answer: "pa.Table") -> Iterator[list[Any]]:
 
 
 def _values(column: "pa.Array[Any]") -> list[Any]:
-    import pyarrow as pa
-
     try:
         return [plain(value) for value in column.to_pylist()]
     except (ValueError, OverflowError):
-        # Python knows the years 1 to 9999; Arrow writes the others as ISO 8601 does.
-        return column.cast(pa.string()).to_pylist()
+        return [_value(value) for value in column]
+
+
+def _value(value: "pa.Scalar[Any]") -> Any:
+    import pyarrow as pa
+
+    try:
+        return plain(value.as_py())
+    except (ValueError, OverflowError):
+        # Python knows the years 1 to 9999.
+        if isinstance(value, pa.StructScalar):
+            return {name: _value(part) for name, part in value.items()}
+        if isinstance(value, pa.ListScalar):
+            return [_value(part) for part in value.values]
+        return _far(value)
+
+
+def _far(value: "pa.Scalar[Any]") -> str:
+    """A day or moment of any year in ISO 8601, as Python writes those it knows. Arrow counts years in 16 bits only."""
+    import numpy as np
+    import pyarrow as pa
+
+    is_day = pa.types.is_date(value.type)
+    count = value.cast(pa.date32()).cast(pa.int32()) if is_day else value.cast(pa.int64())
+    text = str(np.datetime64(count.as_py(), "D" if is_day else value.type.unit)).removesuffix(".000000")
+    if text.startswith("-"):
+        year, _, rest = text[1:].partition("-")
+        text = f"-{year:0>4}-{rest}"
+    return text if is_day or value.type.tz is None else f"{text}+00:00"
 
 
 def csv(answer: "pa.Table", to: IO[str]) -> None:

@@ -217,8 +217,10 @@ def _open(cursor: duckdb.DuckDBPyConnection, catalog: str, sql: str, tables: Map
     """Make the cursor's own catalog with a view for each table the SQL may mean."""
     with _explained(tables):
         statements = cursor.extract_statements(sql)
-    kinds = [statement.type for statement in statements]
-    if len(kinds) != 1 or kinds[0] not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+        kinds = [statement.type for statement in statements]
+        if kinds == [duckdb.StatementType.EXPLAIN]:
+            kinds = [_explained_kind(cursor, sql)]
+    if kinds != [duckdb.StatementType.SELECT]:
         raise ProjectError(
             "SQL_NOT_A_QUERY",
             "a query is one statement that reads",
@@ -247,6 +249,19 @@ def _open(cursor: duckdb.DuckDBPyConnection, catalog: str, sql: str, tables: Map
         if namesakes[name.casefold()] == 1:
             cursor.execute(f"CREATE VIEW {catalog}.{_UNQUALIFIED}.{_quoted(name)} AS SELECT * FROM {view}")
     cursor.execute(f"SET search_path='{catalog}.public,{catalog}.{_UNQUALIFIED}'")
+
+
+def _explained_kind(cursor: duckdb.DuckDBPyConnection, sql: str) -> duckdb.StatementType:
+    """What an EXPLAIN is of: EXPLAIN ANALYZE executes that, and of a COPY even EXPLAIN alone opens the file it writes to."""
+    text = sql.encode()
+    # Behind EXPLAIN come ANALYZE or options in brackets, or not; the first place from which the rest is a statement is its beginning.
+    for at, _ in duckdb.tokenize(sql)[1:]:
+        try:
+            statements = cursor.extract_statements(text[at:].decode())
+        except duckdb.Error:
+            continue
+        return statements[0].type if len(statements) == 1 else duckdb.StatementType.MULTI
+    return duckdb.StatementType.INVALID
 
 
 def _in_utc(reader: pa.RecordBatchReader, tables: Mapping[str, TableAt]) -> pa.RecordBatchReader:

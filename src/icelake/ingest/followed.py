@@ -524,7 +524,7 @@ def left_publication(table: TableId) -> Refused:
     return Refused(
         "PUBLICATION_CHANGED",
         f"{table} left its publication",
-        "someone took it out, or made the table or the publication anew: changes to it meanwhile are not in the stream",
+        "someone took it out, made the table or the publication anew, or changed what that sends: changes meanwhile are not in the stream",
         f"`icelake resume {table} --reload` publishes it again, compares it with the source and mends what differs",
         table=str(table),
     )

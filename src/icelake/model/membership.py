@@ -1,7 +1,8 @@
 """What tells that a table's stream of changes has a hole although the table looks as before.
 
-A table that leaves its publication and comes back has lost the changes between. A table whose rows were rewritten by ALTER TABLE
-(``ALTER COLUMN … TYPE … USING``) sent none of them. A mark is kept in the mirror's properties and compared before every commit.
+A table that leaves its publication and comes back has lost the changes between, and so has one whose publication did not send all
+kinds of changes for a while. A table whose rows were rewritten by ALTER TABLE (``ALTER COLUMN … TYPE … USING``) sent none of them. A
+mark is kept in the mirror's properties and compared before every commit.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ class Membership:
     """The mark of one table. Its text is ``publication|storage|columns``, and ``|unnamed`` behind it if that is so."""
 
     publication: str
-    """Another one whenever the table was added to a publication anew (the OIDs of publication and membership)."""
+    """Another one whenever the table was added to a publication anew (the OIDs of publication and membership), and whenever the
+    publication's options, or its owner, changed (xmin of its pg_publication row)."""
     storage: str
     """Another one after every rewrite of the table: VACUUM FULL, CLUSTER and TRUNCATE too (relfilenode)."""
     columns: str
@@ -32,7 +34,7 @@ class Membership:
         return Membership(publication, storage, columns, text.endswith(_UNNAMED))
 
     def left(self, now: "Membership") -> bool:
-        """Whether the table was out of the publication between the two."""
+        """Whether the table was out of the publication, or the publication was another, between the two."""
         return self.publication != now.publication
 
     def rewritten(self, now: "Membership") -> bool:

@@ -60,7 +60,7 @@ def iceberg_schema(relation: Relation) -> Json:
 def _schema(relation: Relation, fields: Sequence[Json]) -> Json:
     """The key columns are the identifier fields only if all of the key may be (required, and no floating point: spec, Identifier
     Field IDs)."""
-    _check_names(relation)
+    check_names(relation)
     schema: Json = {"type": "struct", "schema-id": 0, "fields": list(fields)}
     key_fields = [field for field in fields if field["name"] in relation.key]
     if key_fields and all(field["required"] and field["type"] not in ("float", "double") for field in key_fields):
@@ -68,8 +68,8 @@ def _schema(relation: Relation, fields: Sequence[Json]) -> Json:
     return schema
 
 
-def _check_names(relation: Relation) -> None:
-    """Iceberg finds a field by its whole path (``address.street``, ``tags.element``), and engines ignore case."""
+def check_names(relation: Relation) -> None:
+    """Iceberg finds a field by its whole path (``address.street``, ``tags.element``), and engines ignore case. Raises UnsupportedTable."""
     seen: dict[str, str] = {ROW_ID: ROW_ID, LAST_UPDATED: LAST_UPDATED}
     for path in itertools.chain.from_iterable(_paths(column.name, parse(column.iceberg)) for column in relation.columns):
         other = seen.get(path.lower())

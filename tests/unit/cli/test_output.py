@@ -45,6 +45,28 @@ def test_json_is_strict_and_exact(capsys: pytest.CaptureFixture[str]) -> None:
     assert second == [None, "", None, None, None, None, "-Infinity", None, None, None]
 
 
+def test_days_beyond_python_s_years_wherever_they_are() -> None:
+    day = pa.date32()
+    span = pa.struct([("lower", day), ("upper", pa.timestamp("us", "UTC")), ("bounds", pa.string())])
+    table = pa.table(
+        {
+            "days": pa.array([-800_000, 0, None], day),
+            "span": pa.array([{"lower": -800_000, "upper": 0, "bounds": "[)"}, None, {"lower": None, "upper": 2**62, "bounds": "()"}], span),
+            "spans": pa.array([[{"lower": -800_000}, None], [], None], pa.list_(span)),
+        }
+    )
+    nothing = {"lower": None, "upper": None, "bounds": None}
+    assert list(output.rows(table)) == [
+        [
+            "-0221-09-04",
+            {"lower": "-0221-09-04", "upper": "1970-01-01T00:00:00+00:00", "bounds": "[)"},
+            [{**nothing, "lower": "-0221-09-04"}, None],
+        ],
+        ["1970-01-01", None, []],
+        [None, {"lower": None, "upper": "148108-07-06T14:00:27.387904+00:00", "bounds": "()"}, None],
+    ]
+
+
 def test_csv_tells_null_from_empty_and_reads_back() -> None:
     text = io.StringIO()
     output.csv(ANSWER, text)

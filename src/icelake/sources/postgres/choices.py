@@ -10,7 +10,7 @@ from typing import Literal
 
 from icelake.model.relation import Choice, Column, Refusal, Relation
 from icelake.model.types import parse
-from icelake.sources.postgres.types import Leaf, can_be_beyond, key_is_ordered, same, type_of
+from icelake.sources.postgres.types import Leaf, altered, can_be_beyond, key_is_ordered, type_of
 
 OutOfRange = Literal["error", "null", "text"]
 
@@ -89,7 +89,7 @@ def as_held(now: Relation, held: Relation, *, resuming: bool = False) -> Relatio
 def _as_held(now: Column, held: Column | None, resuming: bool) -> Column:
     if held is None or (held.type_oid, held.typmod) != (now.type_oid, now.typmod):
         return now
-    if not same(type_of(held), type_of(now)) and (held.iceberg != "string" or '"enum"' in held.source):
+    if altered(held, now):
         return now
     nulls = resuming and now.out_of_range == "null" and now.iceberg == held.iceberg
     policy = "null" if nulls else held.out_of_range

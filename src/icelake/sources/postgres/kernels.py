@@ -923,7 +923,8 @@ def parse_timestamp(buf: Any, start: Any, length: Any, zoned: Any, out: Any) -> 
 def parse_decimal(buf: Any, start: Any, length: Any, precision: Any, scale: Any, out: Any) -> Any:
     """``[-]digits[.digits]`` into 128-bit two's complement: ``out`` is uint64 of shape (2 * fields,), low word first.
 
-    At most ``scale`` digits after the point (fewer are filled with zeros) and ``precision`` significant digits in all.
+    At most ``scale`` digits after the point (fewer are filled with zeros, and zeros beyond say nothing: a numeric without a scale
+    prints 5 / 2 as 2.5000000000000000) and ``precision`` significant digits in all.
     """
     low32 = np.uint64(0xFFFFFFFF)
     thirty_two = np.uint64(32)
@@ -958,9 +959,11 @@ def parse_decimal(buf: Any, start: Any, length: Any, precision: Any, scale: Any,
                 digit = np.uint64(byte - 48)
                 seen += 1
                 if after >= 0:
+                    if after == scale:
+                        if digit != np.uint64(0):
+                            return i
+                        continue
                     after += 1
-                    if after > scale:
-                        return i
             else:
                 # Past the end: zeros up to the scale.
                 if seen == 0:

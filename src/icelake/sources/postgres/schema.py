@@ -15,7 +15,7 @@ from icelake.model.relation import Column, Refusal, Relation
 from icelake.model.types import Primitive, parse
 from icelake.sources.postgres.session import Connection, run
 from icelake.sources.postgres.type_catalog import TypeCatalog
-from icelake.sources.postgres.types import key_is_ordered, same, type_of
+from icelake.sources.postgres.types import altered, key_is_ordered
 
 _TABLES = """
 with named as not materialized (
@@ -25,7 +25,11 @@ with named as not materialized (
            i.indisunique and i.indimmediate and i.indisvalid and i.indpred is null and part.plain as usable
     from pg_catalog.pg_index i
     cross join lateral (
-        select array_agg(a.attname::text order by part.place) as columns, bool_and(a.attnotnull is true) as plain
+        select array_agg(a.attname::text order by part.place) as columns,
+               -- From version 18 on a column may be NOT NULL for new rows only (NOT VALID).
+               bool_and(a.attnotnull is true and not exists (
+                   select from pg_catalog.pg_constraint n
+                   where n.conrelid = i.indrelid and n.contype = 'n' and not n.convalidated and a.attnum = any(n.conkey))) as plain
         from pg_catalog.unnest(i.indkey::int2[]) with ordinality as part(attnum, place)
         left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = part.attnum
         where part.place <= i.indnkeyatts
@@ -56,11 +60,8 @@ _COLUMNS = """
 select a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
        not a.attnotnull, a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
        pg_catalog.getdatabaseencoding() = 'UTF8' and coalesce(e.provider = 'b' or e.provider = 'c' and e.locale in ('C', 'POSIX'), false),
-       case when not a.atthasmissing then null
-            -- The text of an array of one: only box does not go by commas.
-            when (select t.typdelim from pg_catalog.pg_type t where t.oid = a.atttypid) <> ','
-            then trim(both '{}' from a.attmissingval::text)
-            else (a.attmissingval::text::text[])[1] end
+       -- An array of one, whose only element's text this is.
+       case when a.atthasmissing then pg_catalog.array_to_string(a.attmissingval, '') end
 from pg_catalog.pg_attribute a
 left join pg_catalog.pg_collation o on o.oid = a.attcollation
 cross join (select coalesce(pg_catalog.to_jsonb(b) ->> 'datlocprovider', 'c') as provider, b.datcollate::text as locale
@@ -261,18 +262,12 @@ def only_grew(held: Relation, now: Relation | Refusal | None) -> bool:
 
 
 def altered_types(held: Relation, now: Relation) -> list[str]:
-    """Which columns are of the type they were, but the type was altered: ALTER TYPE announces nothing in the stream.
-
-    A column that is kept as text minds only labels of an enum that were renamed: PostgreSQL prints them anew in rows nobody touched.
-    """
+    """Which columns are of the type they were, but the type was altered: ALTER TYPE announces nothing in the stream."""
     before = {column.attnum: column for column in held.columns}
     return [
         f"the type {new.pg_type} of column {new.name} was altered from {old.source} to {new.source}"
         for new in now.columns
-        if (old := before.get(new.attnum)) is not None
-        and (old.iceberg != "string" or '"enum"' in old.source)
-        and (old.type_oid, old.typmod) == (new.type_oid, new.typmod)
-        and not same(type_of(old), type_of(new))
+        if (old := before.get(new.attnum)) is not None and (old.type_oid, old.typmod) == (new.type_oid, new.typmod) and altered(old, new)
     ]
 
 
@@ -433,7 +428,7 @@ def _refuse_identity(table: _Found, columns: Sequence[_FoundColumn], version: in
             )
         return None
     if table.identity == "n" or (table.identity == "i" and not table.index_usable):
-        how = "NOTHING" if table.identity == "n" else "USING INDEX, of an index that is gone or not valid"
+        how = "NOTHING" if table.identity == "n" else "USING INDEX, of an index that is gone, not valid or may hold nulls"
         return (
             "REPLICA_IDENTITY",
             f"its replica identity is {how}: a change of it names no row, and PostgreSQL would refuse updates and deletes once published",

@@ -500,7 +500,8 @@ def published(server: Connection, publication: str, operations: str) -> dict[Tab
     rows = run(
         server,
         """
-        select n.nspname, c.relname, p.oid, r.oid, c.relfilenode,
+        -- What the publication sends may have been changed and changed back (its xmin).
+        select n.nspname, c.relname, concat_ws('.', p.oid, p.xmin, r.oid), c.relfilenode,
                (select md5(string_agg(a.attnum || ':' || a.xmin, ',' order by a.attnum))
                 from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
                -- What PostgreSQL asks before it lets anyone update or delete a row of a published table (RelationGetIndexList).
@@ -518,7 +519,7 @@ def published(server: Connection, publication: str, operations: str) -> dict[Tab
         where p.pubname = %s""",
         [publication],
     )
-    return {TableId(str(row[0]), str(row[1])): str(Membership(f"{row[2]}.{row[3]}", str(row[4]), str(row[5]), row[6])) for row in rows}
+    return {TableId(str(row[0]), str(row[1])): str(Membership(row[2], str(row[3]), str(row[4]), row[5])) for row in rows}
 
 
 def slot_state(server: Connection, name: str) -> SlotState | None:

@@ -53,11 +53,11 @@ def conninfo_of(dsn: str, **more: str) -> str:
             "it is neither a postgresql:// address nor key=value words (it is not shown: it may hold a password)",
             "write postgresql://user@host:5432/database; characters such as @ : / in the password are written %40 %3A %2F",
         ) from None
-    if "://" in dsn and dsn.partition("?")[0].count("@") > 1:
+    if _misread(dsn):
         raise ProjectError(
             "BAD_DSN",
             "the PostgreSQL connection string cannot be read",
-            "it holds more than one @: probably one of the password's own (it is not shown)",
+            "an @ or / stands where it cannot: probably it is the password's own (it is not shown)",
             "characters such as @ : / in the password are written %40 %3A %2F",
         )
     options = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in ALWAYS.items())
@@ -73,6 +73,13 @@ def conninfo_of(dsn: str, **more: str) -> str:
     }
     settings["options"] = " ".join(part for part in (given.get("options"), options, more.get("options")) if isinstance(part, str) and part)
     return conninfo.make_conninfo("", **settings)
+
+
+def _misread(dsn: str) -> bool:
+    """Whether libpq takes part of the password for something else, which it then repeats: it ends at the first @, or earlier at a /."""
+    scheme, _, rest = dsn.partition("://")
+    place = rest.partition("?")[0] if scheme in ("postgresql", "postgres") else ""
+    return place.count("@") > 1 or "@" in place.partition("/")[2]
 
 
 def address(dsn: str) -> str:

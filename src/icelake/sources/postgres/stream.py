@@ -26,6 +26,7 @@ from icelake.ports import Chunk
 from icelake.sources.postgres import schema
 from icelake.sources.postgres.pgoutput import Decoder, Raw, RelationMessage
 from icelake.sources.postgres.session import connect, explain, explain_state, readable, run, session
+from icelake.sources.postgres.types import ALTERABLE
 
 _XLOG_DATA, _KEEPALIVE = ord("w"), ord("k")
 _BEGIN, _COMMIT, _RELATION, _TRUNCATE, _TYPE = (ord(letter) for letter in "BCRTY")
@@ -531,7 +532,7 @@ class PgStream:
         made = {
             change.relation.oid: change.relation
             for change in chunk.changes
-            if any('"composite"' in column.source or '"enum"' in column.source for column in change.relation.columns)
+            if any(kind in column.source for column in change.relation.columns for kind in ALTERABLE)
         }
         if not made:
             return

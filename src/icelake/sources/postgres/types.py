@@ -151,6 +151,9 @@ class MultirangeOf:
 PgType = Leaf | ArrayOf | Composite | RangeOf | MultirangeOf
 """What the text of a value is made of. A domain is what it is over; types have no OIDs here, which differ between equal ones."""
 
+ALTERABLE: Final = ('"enum"', '"composite"')
+"""What the text of a type (``dump``) holds if ALTER TYPE can change how its values print."""
+
 _NUMERIC = re.compile(r"numeric\((\d+),(-?\d+)\)")
 
 
@@ -219,6 +222,15 @@ def same(held: PgType, now: PgType) -> bool:
         case (RangeOf(old_bound), RangeOf(new_bound)) | (MultirangeOf(old_bound), MultirangeOf(new_bound)):
             return same(old_bound, new_bound)
     return held == now
+
+
+def altered(held: Column, now: Column) -> bool:
+    """Whether values of a column whose type has kept its OID read otherwise now than they did.
+
+    A column that is kept as text does not mind what that is made of, except where PostgreSQL prints rows anew that nobody touched: with
+    the labels of their enums, and the attributes of their composites.
+    """
+    return (held.iceberg != "string" or any(kind in held.source for kind in ALTERABLE)) and not same(type_of(held), type_of(now))
 
 
 def type_of(column: Column) -> PgType:

@@ -124,4 +124,5 @@ def test_a_type_that_changed_is_not_hidden_by_what_the_lake_holds() -> None:
     assert differing == ["words"]
     as_text = choose(TABLE, "null", {"words": Choice("string")})
     assert isinstance(as_text, Relation)
-    assert as_held(replace(TABLE, columns=columns), as_text) == as_text
+    # Text of a composite: rows that nobody touched print anew.
+    assert as_held(replace(TABLE, columns=columns), as_text).columns[6] != as_text.columns[6]

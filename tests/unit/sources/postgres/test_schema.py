@@ -42,6 +42,9 @@ create table s.index_order (a int not null, b text not null, c int); create uniq
 alter table s.index_order replica identity using index by_b_a;
 create table s.index_gone (id int primary key, u int not null unique);
 alter table s.index_gone replica identity using index index_gone_u_key; alter table s.index_gone drop constraint index_gone_u_key;
+create table s.index_nulls (a int, b int); insert into s.index_nulls values (null, 1), (null, 2);
+alter table s.index_nulls add constraint given not null a not valid; create unique index by_a on s.index_nulls (a);
+alter table s.index_nulls replica identity using index by_a;
 create table s.only_generated (id int generated always as (1) stored primary key);
 create unlogged table s.unlogged (id int primary key);
 create table s.parted (id int primary key) partition by range (id);
@@ -183,6 +186,7 @@ def test_whether_a_key_is_ordered_goes_by_its_collation(session: Connection) -> 
         ("index_gone", "REPLICA_IDENTITY", "an index that is gone"),
         ("full_generated", "REPLICA_IDENTITY", "FULL"),
         ("full_virtual", "REPLICA_IDENTITY", "FULL"),
+        ("index_nulls", "REPLICA_IDENTITY", "may hold nulls"),
         ("unlogged", "NOT_A_PLAIN_TABLE", "unlogged"),
         ("parted", "NOT_A_PLAIN_TABLE", "partitioned"),
         ("leaf", "NOT_A_PLAIN_TABLE", "a partition"),
@@ -254,6 +258,25 @@ def test_keys_of_every_kind(session: Connection) -> None:
     found = only(session, "bytes_key")
     assert isinstance(found, Relation)
     assert found.key_is_ordered
+
+
+def test_what_rows_from_before_a_column_have_in_it(server: Postgres, session: Connection) -> None:
+    with psycopg.connect(server.dsn, autocommit=True) as owner:
+        owner.execute("create table s.grown (id int primary key); insert into s.grown values (1)")
+        for number, (kind, value) in enumerate(
+            (
+                ("text", "'a\"b\\c{},'"), ("text", "''"), ("text", "'NULL'"), ("text", "e'\\n'"), ("int[]", "'[0:1]={7,8}'"),
+                ("s.pair", "row(1, 'x y')"), ("text[]", "array['a b', null]"), ("bytea", "'\\x00ff'"), ("int4range", "'[1,5)'"),
+                ("box", "'(1,1),(0,0)'"), ("box[]", "'{(1,1),(0,0);(2,2),(1,1)}'"), ("float8", "'-0'"), ("timestamptz", "'infinity'"),
+                ("s.pairs", "array[row(1, null)::s.pair]"),
+            )
+        ):  # fmt: skip
+            owner.execute(f"alter table s.grown add column c{number} {kind} default {value}")
+    found = only(session, "grown")
+    assert isinstance(found, Relation)
+    columns = found.columns[1:]
+    printed = ", ".join(f"pg_catalog.concat({column.name})" for column in columns)
+    assert run(session, f"select {printed} from s.grown") == [tuple(column.default for column in columns)]
 
 
 def test_a_type_that_was_altered_is_another(server: Postgres, session: Connection) -> None:

@@ -20,12 +20,33 @@ def test_the_settings_are_ours_whatever_the_string_says() -> None:
         assert f"-c {name}={value}".replace(", ", ",\\ ") in options
 
 
-@pytest.mark.parametrize("dsn", ["postgresql://u:pa@ss@h/d", "words without sense", "postgresql://u:p@h:x y/d", "dbname='open"])
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:pa@ss@h/d",
+        "words without sense",
+        "postgresql://u:p@h:x y/d",
+        "dbname='open",
+        # To libpq the first of these has no user: it is host u, port pa, database zzy@h:1/d.
+        "postgresql://u:pa/zzy@h:1/d",
+        "postgres://u:12/zzy@h",
+        "postgresql://u:pa?x/zzy@h/d",
+    ],
+)
 def test_a_bad_string_is_never_shown(dsn: str) -> None:
     with pytest.raises(ProjectError, match="BAD_DSN") as caught:
         conninfo_of(dsn)
     assert dsn not in str(caught.value)
+    assert "zzy" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["postgresql://u:p@h/d", "postgresql://u:a%2Fb%40c@h:1/d?sslmode=require", "postgresql:///d?host=/run/x@y", "host=h password=a/b@c@d"],
+)
+def test_a_good_string_is_let_pass(dsn: str) -> None:
+    assert conninfo_of(dsn)
 
 
 def test_an_address_holds_no_password() -> None:

@@ -96,6 +96,15 @@ def test_bytes_and_text(blobs: list[bytes | None], texts: list[str | None]) -> N
     assert read(texts, 25).to_pylist() == texts
 
 
+def test_zeros_beyond_the_scale_say_nothing() -> None:
+    """A numeric without a scale prints 5 / 2 so; the project may have chosen a decimal for it."""
+    texts = ["2.5000000000000000", "-0.0000", "1234567.00000000000000000000000000000000000000000000", "0.5", None]
+    assert read(texts, 1700, numeric(9, 2)).to_pylist() == [Decimal("2.50"), Decimal(0), Decimal(1234567), Decimal("0.50"), None]
+    assert read(["7.000"], 1700, numeric(9, 0)).to_pylist() == [Decimal(7)]
+    with pytest.raises(ValueOutOfContract):
+        read(["2.5000000000000001"], 1700, numeric(9, 2))
+
+
 @pytest.mark.parametrize(
     ("oid", "text"),
     [
