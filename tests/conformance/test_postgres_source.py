@@ -550,8 +550,9 @@ def test_tables_the_lake_does_not_hold_are_left_out(shop: Shop) -> None:
 
 def test_a_transaction_the_lake_holds_already_is_dropped_whole(shop: Shop) -> None:
     shop.sql("create table a (id int primary key)")
-    (a,), start = shop.followed("public.a")
-    shop.sql("insert into a values (1), (2)")
+    shop.sql("create table b (id int primary key)")
+    (a, _), start = shop.followed("public.a", "public.b")
+    shop.sql("with x as (insert into b values (1)) insert into a values (1), (2)")
     middle = shop.now()
     shop.sql("insert into a values (3)")
     end = shop.now()

@@ -29,7 +29,7 @@ from icelake.sources.postgres.session import connect, explain, explain_state, re
 from icelake.sources.postgres.types import ALTERABLE
 
 _XLOG_DATA, _KEEPALIVE = ord("w"), ord("k")
-_BEGIN, _COMMIT, _RELATION, _TRUNCATE, _TYPE = (ord(letter) for letter in "BCRTY")
+_BEGIN, _COMMIT, _RELATION, _TRUNCATE = (ord(letter) for letter in "BCRT")
 _ROW_CHANGES = frozenset(b"IUD")
 _HEADER = 25
 """XLogData: 'w', start and end of WAL, clock; the pgoutput message follows."""
@@ -444,7 +444,7 @@ class PgStream:
         """The frames to keep of a message while something is to be left out."""
         if self._skipping:
             # The server tells a relation once a session, so it must not be lost with a transaction the lake holds already.
-            if kind in (_RELATION, _TYPE):
+            if kind == _RELATION and int.from_bytes(message[1:5], "big") not in self._foreign:
                 self._skipped_relations.append(bytes(message))
             return ()
         if kind == _BEGIN and self._skipped_relations:
