@@ -84,6 +84,7 @@ def _value(value: "pa.Scalar[Any]") -> Any:
         if isinstance(value, pa.StructScalar):
             return {name: _value(part) for name, part in value.items()}
         if isinstance(value, pa.ListScalar):
+            assert value.values is not None  # of a null, the value itself is None
             return [_value(part) for part in value.values]
         return _far(value)
 

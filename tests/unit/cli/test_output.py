@@ -48,10 +48,11 @@ def test_json_is_strict_and_exact(capsys: pytest.CaptureFixture[str]) -> None:
 def test_days_beyond_python_s_years_wherever_they_are() -> None:
     day = pa.date32()
     span = pa.struct([("lower", day), ("upper", pa.timestamp("us", "UTC")), ("bounds", pa.string())])
+    spans = [{"lower": -800_000, "upper": 0, "bounds": "[)"}, None, {"lower": None, "upper": 2**62, "bounds": "()"}]
     table = pa.table(
         {
             "days": pa.array([-800_000, 0, None], day),
-            "span": pa.array([{"lower": -800_000, "upper": 0, "bounds": "[)"}, None, {"lower": None, "upper": 2**62, "bounds": "()"}], span),
+            "span": pa.array(spans, span),
             "spans": pa.array([[{"lower": -800_000}, None], [], None], pa.list_(span)),
         }
     )
