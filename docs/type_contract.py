@@ -66,7 +66,7 @@ TAIL = """
 
 `numeric(p,s)` with 0 <= s <= p <= 38 is a decimal. Every other `numeric`, declared wider, with a negative scale or without any, is a string
 with PostgreSQL's exact text. The project can name a decimal for a numeric column (`type = "decimal(20,4)"`): a number that does not fit
-it, with digits beyond its scale for instance, is out of range then.
+it, with digits other than zero beyond its scale for instance, is out of range then.
 """
 
 SQL_NAMES = {

@@ -790,6 +790,17 @@ def test_ranges_use_the_primary_key(shop: Shop) -> None:
                 assert "Filter" not in text
 
 
+def test_a_range_takes_its_time_whatever_the_time_outs_of_its_role(shop: Shop) -> None:
+    shop.sql("create table a (id int primary key)")
+    shop.sql("insert into a values (1)")
+    a = shop.relation("public.a")
+    for setting in ("transaction_timeout", "idle_in_transaction_session_timeout", "statement_timeout"):
+        shop.sql(f"alter database {shop.source.name} set {setting} = '200ms'")
+    with shop.source.read_range(a, None, None, 10) as reading:
+        time.sleep(0.5)
+        assert [batch.to_pylist() for batch in reading.rows] == [[{"id": 1}]]
+
+
 def test_a_range_left_early_lets_everything_go(shop: Shop) -> None:
     shop.sql("create table a (id int primary key, t text)")
     shop.sql("insert into a select i, repeat('x', 1000) from generate_series(1, 50000) i")

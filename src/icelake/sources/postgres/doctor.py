@@ -133,11 +133,6 @@ def _session(server: Connection, _: Question) -> list[Finding]:
     if _setting(server, "default_transaction_read_only") == "on":
         fix = f"ALTER ROLE {role} SET default_transaction_read_only = off;"
         out.append(Finding("problem", "READ_ONLY_ROLE", "transactions are read-only by default", "a publication could not be made", fix))
-    timeout = int(_setting(server, "transaction_timeout") or 0)
-    if timeout:
-        what = f"transaction_timeout ends every transaction after {timeout} ms"
-        why = "a range of a table is read in one transaction"
-        out.append(Finding("warning", "TRANSACTION_TIMEOUT", what, why, f"ALTER ROLE {role} SET transaction_timeout = 0;"))
     return out
 
 

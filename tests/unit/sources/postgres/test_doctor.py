@@ -93,12 +93,9 @@ def test_what_a_role_lacks(server: Postgres) -> None:
     execute(server.dsn, "alter table good owner to postgres")
 
 
-def test_settings_of_a_role(server: Postgres, binaries: Binaries) -> None:
+def test_settings_of_a_role(server: Postgres) -> None:
     execute(server.dsn, "alter role visitor set default_transaction_read_only = on; grant create on database postgres to visitor")
     assert mended(role_dsn(server, "visitor"), Question([]), "READ_ONLY_ROLE", server.dsn).level == "problem"
-    if binaries.major >= 17:
-        execute(server.dsn, "alter role visitor set transaction_timeout = '1min'")
-        mended(role_dsn(server, "visitor"), Question([]), "TRANSACTION_TIMEOUT", server.dsn)
 
 
 TABLES: Mapping[str, tuple[str, str]] = {
