@@ -168,13 +168,13 @@ class Followed(ABC):
             return None
         delta, moved = rewrite(self.table, chosen)
         self.delta = delta
-        self._moved(chosen, moved)
+        self._moved(moved)
         # A rewrite moves no source position: the marker below it in main's ancestry stays the one that counts.
         return delta.prepare({"icelake.attempt": marker.attempt}, {})
 
     @abstractmethod
-    def _moved(self, file_nos: Sequence[int], moved: Moved) -> None:
-        """The rows of these files are elsewhere now."""
+    def _moved(self, moved: Moved) -> None:
+        """Rows are elsewhere now: all rows of some files."""
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -378,7 +378,7 @@ class Keyed(Followed):
             raise self.error("rows of a range that is being loaded are in the lake already, or came twice")
         self._append(rows, hashes, np.full(len(hashes), -1, np.int64))
 
-    def _moved(self, file_nos: Sequence[int], moved: Moved) -> None:
+    def _moved(self, moved: Moved) -> None:
         self.index.put(self._hash(moved.keys), moved.file_no, moved.positions, moved.row_ids)
 
     def _hash(self, keys: pa.RecordBatch) -> Hashes:
@@ -426,9 +426,8 @@ class Multiset(Followed):
     def _load(self, rows: pa.RecordBatch) -> None:
         self._append(rows, self._hash(rows), np.full(rows.num_rows, -1, np.int64))
 
-    def _moved(self, file_nos: Sequence[int], moved: Moved) -> None:
-        first_row_ids = {no: self.table.files[no].first_row_id for no in file_nos}
-        self.index.move(first_row_ids, moved.row_ids, moved.file_no, moved.positions)
+    def _moved(self, moved: Moved) -> None:
+        self.index.move(moved.was_file_no, moved.was_position, moved.file_no, moved.positions, moved.row_ids)
 
     def _hash(self, rows: pa.RecordBatch) -> Hashes:
         return hash_rows(rows, self.index.seed)
@@ -470,7 +469,7 @@ class AppendOnly(Followed):
     def _load(self, rows: pa.RecordBatch) -> None:
         self._append(rows, None, np.full(rows.num_rows, -1, np.int64))
 
-    def _moved(self, file_nos: Sequence[int], moved: Moved) -> None: ...
+    def _moved(self, moved: Moved) -> None: ...
 
 
 def follow(table: Table, files: IndexFiles | None) -> tuple[Followed, str]:

@@ -145,27 +145,32 @@ class BagIndex:
         self._bag, self._taken = _Bag(), []
         self._note(undo, 0)
 
-    def move(self, first_row_ids: Mapping[int, int], row_ids: Numbers, file_no: npt.NDArray[np.int32], position: Numbers) -> None:
-        """The rows of some files are elsewhere now. ``first_row_ids``: of those files, by number; the rest: the rows by their row ids.
+    def move(
+        self,
+        was_file_no: npt.NDArray[np.int32],
+        was_position: Numbers,
+        file_no: npt.NDArray[np.int32],
+        position: Numbers,
+        row_ids: Numbers,
+    ) -> None:
+        """All rows of some files are elsewhere now. Each array [n]: where a row was and is, and its row id (-1: its file's, or none).
 
-        Raises Corrupt unless these are exactly the rows it holds of the files.
+        Rows are told by their places: in a version 2 table they have no ids. Raises Corrupt unless these are exactly the rows it holds
+        of the files.
         """
         self._check()
         bag = self._bag
-        files = np.array(sorted(first_row_ids), np.int64)
-        first = np.array([first_row_ids[int(no)] for no in files], np.int64)
-        place = bag.place[: bag.nodes]
-        nodes = np.flatnonzero(np.isin(place >> 32, files) & (place != _NONE))
-        old_place, old_row_id = place[nodes], bag.row_id[nodes]
-        explicit = old_row_id >= 0
-        ids = np.where(explicit, old_row_id, first[np.searchsorted(files, old_place >> 32)] + (old_place & 0xFFFF_FFFF))
-        here, there = np.argsort(ids), np.argsort(row_ids)
-        if not np.array_equal(ids[here], row_ids[there]):
+        was = (was_file_no.astype(np.int64) << 32) | was_position
+        held = bag.place[: bag.nodes]
+        nodes = np.flatnonzero(np.isin(held >> 32, np.unique(was_file_no)) & (held != _NONE))
+        nodes = nodes[np.argsort(held[nodes])]
+        order = np.argsort(was)
+        old_place, old_row_id = bag.place[nodes], bag.row_id[nodes]
+        if not np.array_equal(old_place, was[order]):
             why = "a rewrite moved other rows than the row index holds"
             raise Corrupt("KEY_INDEX_CORRUPT", why, fix="start again: the index is read from the table")
-        nodes, old_place, old_row_id = nodes[here], old_place[here], old_row_id[here]
-        bag.place[nodes] = (file_no[there].astype(np.int64) << 32) | position[there]
-        bag.row_id[nodes] = row_ids[there]
+        bag.place[nodes] = (file_no[order].astype(np.int64) << 32) | position[order]
+        bag.row_id[nodes] = row_ids[order]
 
         def undo() -> None:
             bag.place[nodes], bag.row_id[nodes] = old_place, old_row_id

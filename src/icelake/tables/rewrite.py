@@ -30,9 +30,11 @@ _HOLLOW = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Where the rows of a rewrite are now: one entry a row in every array."""
+    """Where the rows of a rewrite were and where they are now: one entry a row in every array."""
 
     keys: pa.RecordBatch
+    was_file_no: npt.NDArray[np.int32]
+    was_position: npt.NDArray[np.int64]
     file_no: npt.NDArray[np.int32]
     positions: npt.NDArray[np.int64]
     row_ids: npt.NDArray[np.int64]
@@ -70,7 +72,10 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -
 def rewrite(table: Table, file_nos: Sequence[int]) -> tuple[Delta, Moved]:
     """The live rows of these files in new files, as a delta that makes a ``replace`` snapshot; and where they went."""
     names = [column.name for column in table.relation.columns]
-    rows = pa.concat_tables([table.live_rows(no, names)[1] for no in file_nos])
+    live = {no: table.live_rows(no, names) for no in file_nos}
+    rows = pa.concat_tables([rows for _, rows in live.values()])
+    was_file_no = np.repeat(np.array(list(live), np.int32), [len(positions) for positions, _ in live.values()])
+    was_position = np.concatenate([positions for positions, _ in live.values()])
     row_ids = rows.column(ROW_ID).to_numpy()
     updated = rows.column(LAST_UPDATED).to_numpy()
     delta = table.delta(replace=True)
@@ -78,7 +83,8 @@ def rewrite(table: Table, file_nos: Sequence[int]) -> tuple[Delta, Moved]:
         delta.remove(no)
     content = rows.select(names)
     placed = delta.append(content, row_ids, updated)
-    return delta, Moved(one_batch(content.select(list(table.relation.key))), placed.file_no, placed.positions, row_ids)
+    keys = one_batch(content.select(list(table.relation.key)))
+    return delta, Moved(keys, was_file_no, was_position, placed.file_no, placed.positions, row_ids)
 
 
 def _tier(size: int) -> int:

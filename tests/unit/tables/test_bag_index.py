@@ -129,14 +129,18 @@ class Machine(RuleBasedStateMachine):
             return
         chosen = data.draw(st.sets(st.sampled_from(files), min_size=1))
         moved = sorted(
-            (ident, value, at) for value, places in self.places.items() for at, (no, _, ident) in enumerate(places) if no in chosen
+            (ident, value, at, no, where)
+            for value, places in self.places.items()
+            for at, (no, where, ident) in enumerate(places)
+            if no in chosen
         )
         self.numbers += 1
         self.firsts[self.numbers] = -(1 << 40)  # every row of a rewritten file names its row id
         count = len(moved)
-        row_ids = np.array([ident for ident, _, _ in moved], np.int64)
-        self.index.move({no: self.firsts[no] for no in chosen}, row_ids, np.full(count, self.numbers, np.int32), np.arange(count))
-        for position, (ident, value, at) in enumerate(moved):
+        row_ids = np.array([ident for ident, *_ in moved], np.int64)
+        was_file_no, was_position = (np.array([one[place] for one in moved], np.int64) for place in (3, 4))
+        self.index.move(was_file_no.astype(np.int32), was_position, np.full(count, self.numbers, np.int32), np.arange(count), row_ids)
+        for position, (ident, value, at, _, _) in enumerate(moved):
             self.places[value][at] = (self.numbers, position, ident)
         if data.draw(st.booleans()):
             self.commit()
@@ -193,7 +197,7 @@ def test_a_rewrite_of_other_rows_than_are_held_is_noticed() -> None:
     index.put(hashes([1, 1]), 1, np.arange(2), -1)
     index.commit(None, {})
     with pytest.raises(Corrupt, match="KEY_INDEX_CORRUPT"):
-        index.move({1: 0}, np.array([0, 2]), np.array([2, 2], np.int32), np.array([0, 1]))
+        index.move(np.array([1, 1], np.int32), np.array([0, 2]), np.array([2, 2], np.int32), np.array([0, 1]), np.array([0, 2]))
 
 
 def test_it_is_not_asked_before_it_was_compared() -> None:
