@@ -359,8 +359,7 @@ class Lakehouse:
         snapshots: dict[TableId, int] = {}
         found: Cut | None = None
         for source in self.project.sources:
-            cuts = self._cuts(source)
-            cut = _choose(cuts, at) if cuts else None
+            cut = self._present(source) if at is None else _choose(self._cuts(source), at)
             if cut is None:
                 continue
             found = cut
@@ -399,6 +398,15 @@ class Lakehouse:
         cuts = [Cut.read(snapshot) for snapshot in metadata["snapshots"]]
         return [cut for cut in cuts if cut.tables]
 
+    def _present(self, source: str) -> Cut | None:
+        """The last cut, whether it has tables or all are parked or loading; None before the source has a position."""
+        try:
+            snapshot = snapshot_of(self._catalog.load(control_table(source)).metadata)
+        except NoSuchTable:
+            return None
+        cut = None if snapshot is None else Cut.read(snapshot)
+        return cut if cut is not None and cut.lsn else None
+
     def _mirrors(self, source: str) -> list[tuple[TableId, LoadedTable]]:
         try:
             ident = self._catalog.load(control_table(source)).metadata["properties"][SOURCE]
@@ -427,18 +435,18 @@ class Lakehouse:
         """Each mirror: rows, files and bytes at its head, and how far it is."""
         out: list[Json] = []
         for source in self.project.sources:
-            cuts = self._cuts(source)
+            cut = self._present(source)
             for table, loaded in self._mirrors(source):
-                out.append(self._table(source, table, loaded, cuts[-1] if cuts else None))
+                out.append(self._table(source, table, loaded, cut))
         return sorted(out, key=lambda table: table["name"])
 
     def table(self, name: str) -> Json:
         """One mirror in detail: columns with their PostgreSQL types, key, snapshots. Raises ProjectError."""
         names = {}
         for source in self.project.sources:
-            cuts = self._cuts(source)
+            cut = self._present(source)
             for table, loaded in self._mirrors(source):
-                names[str(table)] = (source, table, loaded, cuts[-1] if cuts else None)
+                names[str(table)] = (source, table, loaded, cut)
         found = names.get(name) or names.get(f"public.{name}")
         if found is None:
             raise ProjectError("NO_SUCH_TABLE", f"the lake has no table {name}", "", f"it has: {', '.join(sorted(names)) or 'none'}")
@@ -492,8 +500,7 @@ class Lakehouse:
         out = []
         for settings in self.project.sources.values():
             desk = self._desk(settings.name)
-            cuts = self._cuts(settings.name)
-            cut = cuts[-1] if cuts else None
+            cut = self._present(settings.name)
             entry: Json = {
                 "source": settings.name,
                 "position": format_lsn(cut.lsn) if cut else None,
@@ -592,10 +599,8 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-def _choose(cuts: Sequence[Cut], at: str | None) -> Cut | None:
-    """The cut ``at`` names, or None. ``cuts``: oldest first, at least one."""
-    if at is None:
-        return cuts[-1]
+def _choose(cuts: Sequence[Cut], at: str) -> Cut | None:
+    """The cut ``at`` names, or None. ``cuts``: oldest first."""
     if at.isdigit():
         return next((cut for cut in cuts if cut.id == int(at)), None)
     try:

@@ -437,7 +437,13 @@ _ALL = (
     Bug(
         "row index not told of compaction",
         "the row index follows where a rewrite moves rows",
-        (Patch(FOLLOWED, "        self.index.move(moved.was_file_no, moved.was_position, moved.file_no, moved.positions, moved.row_ids)\n", "        return\n"),),
+        (
+            Patch(
+                FOLLOWED,
+                "        self.index.move(moved.was_file_no, moved.was_position, moved.file_no, moved.positions, moved.row_ids)\n",
+                "        return\n",
+            ),
+        ),
     ),
     Bug(
         "rows of one chunk not found by the next",

@@ -103,8 +103,8 @@ class Checks:
         self.cuts += 1
         for change, loaded in zip(changes, after, strict=True):
             load = LoadState.parse(loaded.metadata["properties"].get("icelake.load", "[]"))
-            if any(i.held for i in load.intervals):
-                # Which row was which is not known any more: a row that was compared may get another row id.
+            if not load.complete:
+                # Which row was which is not known any more: a row that was compared, or loaded again, may get another row id.
                 self.compared.setdefault(str(change.id), []).append(loaded.metadata["last-sequence-number"])
             if len(load.intervals) == 1 and (lsn := load.intervals[0].lsn) is not None:
                 loads = self.loads.setdefault(str(change.id), [])

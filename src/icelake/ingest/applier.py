@@ -639,8 +639,7 @@ class Applier:
         for table, error in self._troubles.items():
             mirrors[table] = self._catalog.load(table)
             replay = isinstance(error, UnsupportedTable | ValueOutOfContract) and error.code not in _HOLES
-            head = (mirrors[table].metadata.get("refs", {}).get("main") or {}).get("snapshot-id")
-            notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, head, replay)
+            notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, _head(mirrors[table]), replay)
             if replay:
                 make_spool(table, self._control.source, self._catalog)
         heads = {name: head for name, head in self._control.cut.tables.items() if name not in map(str, notes)}
@@ -731,8 +730,6 @@ class Applier:
         mirror = self._catalog.load(table)
         held, parked = relation_of(mirror.metadata), self.parked.get(table)
         same = (held.oid, held.identity, _key(held)) == (relation.oid, relation.identity, _key(relation))
-        if parked is not None and parked.note.code == "TABLE_CHANGED_BY_OTHERS":
-            same = False  # what another program wrote may have a key twice
         heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table)}
         # First nothing of it is believed any more, then it may change its shape, then it goes on: a crash leaves it parked.
         why, fix = "a reload was begun and did not come to its end", f"`icelake resume {table} --reload`"
@@ -745,9 +742,17 @@ class Applier:
     def _distrusted(self, mirror: LoadedTable, member: str, marker: Marker, *, same: bool = True) -> TableChange:
         """The part of a commit after which no row of a mirror counts as loaded. ``same``: its rows are told apart as they were.
 
-        Rows that no key tells apart cannot be compared one by one: they leave the lake, and are loaded.
+        Rows that no key tells apart cannot be compared one by one: they leave the lake, and are loaded. So it is if another program
+        wrote, which may have written a key twice.
         """
         table = Table.open(mirror, self._storage, self._clock, self._chance)
+        note = Parking.read(mirror.metadata["properties"])
+        try:
+            self._check_foreign(table, self._control.cut.tables.get(str(table.id)) if note is None else note.head)
+        except ForeignChange:
+            same = False
+        if note is not None and note.code == "TABLE_CHANGED_BY_OTHERS":
+            same = False
         delta, state = table.delta(), LoadState.suspect()
         if not same or table.relation.identity != "key":
             delta.truncate()
@@ -1071,6 +1076,11 @@ class Applier:
         spools = {p.spool.id: p.spool for p in self.parked.values() if p.spool is not None}
         opened = {**{table: followed.table for table, followed in self.followed.items()}, **spools}
         tables = {table: self._catalog.load(table) for table in (*opened, *self.parked)}
+        if any(table.snapshot_id != _head(tables[ident]) for ident, table in opened.items()):
+            # Someone else committed: everything is opened anew, which follows rewrites and parks what else was changed.
+            self._throw_away()
+            self.close()
+            return Progress("retry", position=self.position)
         plan = plan_expiry(
             control,
             tables,
@@ -1089,6 +1099,7 @@ class Applier:
             # A lease was taken meanwhile, or we are fenced: then it is not ours to do.
             self._control.check()
             return Progress("upkeep", position=self.position)
+        self._control.still_ours(after[0])
         for change, loaded in zip(fenced, after, strict=True):
             if change.id == self._control.id:
                 if change.updates:
@@ -1135,15 +1146,21 @@ _HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED"})
 """Codes that say that changes are missing from the stream: there is nothing to replay."""
 
 
+def _head(loaded: LoadedTable) -> int | None:
+    """The snapshot main is at, None while there is none."""
+    main = loaded.metadata.get("refs", {}).get("main")
+    return None if main is None else main["snapshot-id"]
+
+
 def _new_snapshot(change: TableChange) -> int | None:
     """The snapshot a change makes, None if it makes none."""
     found: list[int] = [update["snapshot"]["snapshot-id"] for update in change.updates if update["action"] == "add-snapshot"]
     return found[0] if found else None
 
 
-def _key(relation: Relation) -> tuple[tuple[int, int, int], ...]:
-    """What the key is made of."""
-    return tuple((column.attnum, column.type_oid, column.typmod) for column in relation.key_columns)
+def _key(relation: Relation) -> tuple[tuple[int, int, int, str], ...]:
+    """What the key is made of, in the source and in the lake."""
+    return tuple((column.attnum, column.type_oid, column.typmod, column.iceberg) for column in relation.key_columns)
 
 
 def _shape(relation: Relation) -> Relation:

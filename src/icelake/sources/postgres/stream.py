@@ -549,7 +549,14 @@ def _by_attnum(relation: Relation) -> list[Column]:
 
 def _attnums(held: Relation, now: Sequence[tuple[int, str, int, int]], message: RelationMessage) -> tuple[int, ...] | None:
     """Which columns a message's columns are: the lake's if names and types are the lake's, the catalog's if they are the
-    catalog's; None if they are neither's, or both's and these are different columns (one was dropped and made again)."""
+    catalog's; None if they are neither's, or both's and these are different columns (one was dropped and made again).
+
+    None, too, if some were dropped and others added since: a column that came or went may have borne another's name when the
+    change was made. Otherwise their number alone tells which columns there were.
+    """
+    known, there = {column.attnum for column in held.columns}, {column[0] for column in now}
+    if there and known - there and there - known:
+        return None
     told = [(column.name, column.type_oid, column.typmod) for column in message.columns]
     lake = [(c.attnum, c.name, c.type_oid, c.typmod) for c in _by_attnum(held)]
     found = {tuple(c[0] for c in columns) for columns in (lake, now) if [c[1:] for c in columns] == told}

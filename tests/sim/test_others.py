@@ -1,0 +1,123 @@
+"""Other programs and processes at the worst moment: what they did is followed or refused, never taken for our own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from icelake.errors import CommitUnknown, Fenced
+from icelake.ports import LoadedTable, ResumeRequest, TableChange
+from icelake.tables.expire import Policy
+from icelake.tables.rewrite import rewrite
+from icelake.tables.table import Delta, Table
+from tests.sim.run import Running, Schedule
+
+
+def following(least: int = 0) -> tuple[Schedule, Running]:
+    """A lake that has all its tables, and one with a key and that many rows among them; nothing goes wrong by itself."""
+    for seed in range(100):
+        play = Schedule(seed)
+        play.world.plan = {}
+        play.sickly = play.late_table = False
+        play.wanted = list(play.names)
+        play.settings = replace(play.settings, upkeep_commits=3, commit_interval=0.0, retention=Policy(((1000, 0),)))
+        for _ in range(40):
+            play.world.transact()
+            play.world.time += 0.5
+            play._newest_step()
+            (one,) = play.running
+            if one.applier.position and one.applier.followed and not one.applier.loading and len(keyed(one).files) > least:
+                return play, one
+    raise AssertionError("no schedule loads its tables")
+
+
+def keyed(one: Running) -> Table:
+    return next(followed.table for followed in one.applier.followed.values() if followed.relation.identity == "key")
+
+
+def others(play: Schedule, table: Table) -> Table:
+    """The same table in another program's hands."""
+    return Table.open(play.world.server.load(table.id), table.storage, table.clock, table.chance)
+
+
+def send(play: Schedule, delta: Delta) -> None:
+    change = delta.prepare({"by": "another"}, {})
+    delta.table.storage.flush()
+    play.world.server.commit([change])
+
+
+def twice(table: Table) -> Delta:
+    """A row that is there is written again."""
+    names = [column.name for column in table.relation.columns]
+    no = next(iter(table.files))
+    delta = table.delta()
+    delta.append(pa.table(table.live_rows(no, names)[1].select(names)).slice(0, 1), None)
+    return delta
+
+
+def test_a_lost_answer_to_an_expiry_does_not_hide_a_new_owner() -> None:
+    """fence: the process whose expiry was done must not take what the next owner made of the control table for its own."""
+    play, one = following()
+    world = play.world
+    commit = world.server.commit
+
+    def answer_late(changes: Sequence[TableChange]) -> Sequence[LoadedTable]:
+        after = commit(changes)
+        if any(update["action"] == "remove-snapshots" for update in changes[0].updates):
+            world.server.commit = commit  # type: ignore[method-assign]
+            play._take_over(one.process)
+            raise CommitUnknown("SIM_UNKNOWN", "the answer was lost")
+        return after
+
+    world.server.commit = answer_late  # type: ignore[method-assign]
+    with pytest.raises(Fenced):
+        for _ in range(60):
+            world.time += 1.5
+            if one is play.running[-1]:
+                world.transact()
+            one.applier.step(0.1)
+            assert one is play.running[-1], "the epoch is another's, and the step went on"
+
+
+def test_a_rewrite_by_another_program_is_followed_by_expiry_too() -> None:
+    """conflict: what moved a mirror without moving the control table is opened anew, whoever meets it."""
+    play, one = following()
+    play.world.transactions_left += 60
+    for number in range(60):
+        play.world.time += 1.5
+        play.world.transact()
+        one.applier.step(0.1)
+        followed = list(one.applier.followed.values())
+        theirs = others(play, followed[number // 2 % len(followed)].table) if number % 2 and followed else None
+        if theirs is not None and theirs.files:
+            send(play, rewrite(theirs, list(theirs.files))[0])
+    play._come_to_rest()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_key_that_another_program_wrote_twice_is_mended(whole: bool) -> None:
+    """The applier has not met it yet when it is told to compare the table (or all of them) with the source."""
+    play, one = following()
+    table = keyed(one)
+    send(play, twice(others(play, table)))
+    if whole:
+        one.applier.renew()
+        play.checks.renewed()
+    else:
+        play.world.wish = ResumeRequest("wish-1", (str(table.id),), True)
+    play._come_to_rest()
+
+
+def test_a_key_that_another_program_wrote_twice_is_mended_by_a_new_slot() -> None:
+    """And if the table was parked for it before."""
+    play, one = following()
+    table = keyed(one)
+    send(play, twice(others(play, table)))
+    play._stop(one)
+    again = play._start()
+    again.applier.start()
+    assert [parked.note.code for parked in again.applier.parked.values()] == ["TABLE_CHANGED_BY_OTHERS"]
+    again.applier.renew()
+    play.checks.renewed()
+    play._come_to_rest()
