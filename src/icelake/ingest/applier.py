@@ -946,7 +946,7 @@ class Applier:
         for parked, changes in spools:
             unused += parked.done([next(rest) for _ in changes])
         for followed in self.followed.values():
-            followed.idle()
+            unused += followed.idle()
         self._batch = _Batch()
         self._commits += 1
         self._confirm(position)

@@ -139,12 +139,15 @@ class Followed(ABC):
         self._index.commit(self.table.snapshot_id, self.identities())
         return unused
 
-    def idle(self) -> None:
-        """The batch left the table as it is."""
+    def idle(self) -> list[str]:
+        """The batch left the table as it is. Files that were written on the way and are in no snapshot."""
+        unused = list(self.delta.unused) if self.delta is not None else []
         self.load = self._next_load
         if self.delta is not None:
-            self._index.rollback()
+            # Whatever the batch did to the index it took back itself (by TRUNCATE), and an undo may have been too large to keep.
+            self._index.commit(self.table.snapshot_id, self.identities())
         self._end()
+        return unused
 
     def rollback(self) -> list[str]:
         """Forget the batch. The files it wrote, which nobody knows if it was never sent to the catalog."""

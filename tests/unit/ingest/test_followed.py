@@ -19,6 +19,7 @@ from icelake.model.marker import LOAD, MEMBERSHIP, Marker
 from icelake.model.membership import Membership
 from icelake.model.relation import Relation
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, arrow_schema
+from icelake.tables import bag_index
 from icelake.tables.layout import layout_properties
 from icelake.tables.schema import iceberg_schema, table_properties
 from icelake.tables.table import Table
@@ -69,7 +70,8 @@ class Rig:
         self.number += 1
         change = self.followed.prepare(Marker("s", "1", 1, "slot", L + self.number, str(self.number)))
         if change is None:
-            self.followed.idle()
+            for location in self.followed.idle():
+                self.mirror.storage.delete(location)
             return
         (loaded,) = self.mirror.catalog.commit([change])
         self.followed.done(loaded)
@@ -141,6 +143,20 @@ def test_a_multiset_is_what_was_done_to_it(first: list[Row], steps: list[str], v
             if step == "reopen":
                 rig.open()
             assert rig.rows() == counted(held)
+
+
+def test_a_large_batch_that_ends_with_a_truncate_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A staging table that one transaction fills and empties."""
+    monkeypatch.setattr(bag_index, "_UNDO_BYTES", 100)
+    rig = Rig(BAG)
+    files = set(rig.mirror.storage.files)
+    rig.apply(*((INSERT, None, (n, 0.0)) for n in range(20)))
+    rig.apply((TRUNCATE, None, None))
+    rig.commit()
+    assert set(rig.mirror.storage.files) == files
+    rig.apply((INSERT, None, (1, 0.0)))
+    rig.commit()
+    assert rig.rows() == counted([(1, 0.0)])
 
 
 @pytest.mark.parametrize("version", [2, 3])
