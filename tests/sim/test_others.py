@@ -97,6 +97,24 @@ def test_a_rewrite_by_another_program_is_followed_by_expiry_too() -> None:
     play._come_to_rest()
 
 
+def test_a_mirror_that_another_program_laid_out_anew_stops_alone() -> None:
+    """alone: the others go on."""
+    play, one = following()
+    table = keyed(one)
+    spec = {"fields": [{"source-id": 1, "transform": "identity", "name": "another"}]}
+    updates = [{"action": "add-spec", "spec": spec}, {"action": "set-default-spec", "spec-id": -1}]
+    play.world.server.commit([TableChange(table.id, [], updates)])
+    play._stop(one)
+    again = play._start()
+    again.applier.start()
+    assert {ident: parked.note.code for ident, parked in again.applier.parked.items()} == {table.id: "TABLE_SHAPE_CHANGED"}
+    for _ in range(20):
+        play.world.time += 1.5
+        play.world.transact()
+        again.applier.step(0.1)
+    assert again.applier.position > one.applier.position
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_key_that_another_program_wrote_twice_is_mended(whole: bool) -> None:
     """The applier has not met it yet when it is told to compare the table (or all of them) with the source."""

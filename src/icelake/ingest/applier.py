@@ -531,7 +531,7 @@ class Applier:
                 "someone else made it",
                 "move it out of the way, or give the mirror's source another catalog",
             )
-        table = Table.open(loaded, self._storage, self._clock, self._chance)
+        table = self._open(loaded)
         if table.relation.oid != relation.oid:
             raise UnsupportedTable(
                 "TABLE_REPLACED",
@@ -553,7 +553,7 @@ class Applier:
             # Marks first: of a table whose rows were rewritten, what rows from before have is not known any more.
             check_member(table, member)
             loaded = self._evolve(loaded, relation)
-            table = Table.open(loaded, self._storage, self._clock, self._chance)
+            table = self._open(loaded)
         if _shape(table.relation) != _shape(relation):
             raise UnsupportedTable(
                 "TABLE_CHANGED",
@@ -576,6 +576,14 @@ class Applier:
             self.rebuilt_indexes[relation.id] = rebuilt
         followed.is_member(member)
         return followed
+
+    def _open(self, mirror: LoadedTable) -> Table:
+        """The mirror; one that another program wrote in a way that cannot be read is no reason to stop the others."""
+        try:
+            return Table.open(mirror, self._storage, self._clock, self._chance)
+        except ForeignChange as error:
+            error.table = str(mirror.id)
+            raise
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
         layout, schema = self._layout(relation), iceberg_schema(relation)
@@ -745,7 +753,7 @@ class Applier:
         Rows that no key tells apart cannot be compared one by one: they leave the lake, and are loaded. So it is if another program
         wrote, which may have written a key twice.
         """
-        table = Table.open(mirror, self._storage, self._clock, self._chance)
+        table = self._open(mirror)
         note = Parking.read(mirror.metadata["properties"])
         try:
             self._check_foreign(table, self._control.cut.tables.get(str(table.id)) if note is None else note.head)
