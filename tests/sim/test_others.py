@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from icelake.errors import CommitUnknown, Fenced
-from icelake.ports import LoadedTable, ResumeRequest, TableChange
+from icelake.ports import Json, LoadedTable, ResumeRequest, TableChange
 from icelake.tables.expire import Policy
 from icelake.tables.rewrite import rewrite
 from icelake.tables.table import Delta, Table
@@ -102,7 +102,7 @@ def test_a_mirror_that_another_program_laid_out_anew_stops_alone() -> None:
     play, one = following()
     table = keyed(one)
     spec = {"fields": [{"source-id": 1, "transform": "identity", "name": "another"}]}
-    updates = [{"action": "add-spec", "spec": spec}, {"action": "set-default-spec", "spec-id": -1}]
+    updates: list[Json] = [{"action": "add-spec", "spec": spec}, {"action": "set-default-spec", "spec-id": -1}]
     play.world.server.commit([TableChange(table.id, [], updates)])
     play._stop(one)
     again = play._start()

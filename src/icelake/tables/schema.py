@@ -355,18 +355,20 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
     ``assert-current-schema-id`` and ``assert-last-assigned-field-id``; then ``fields_of`` the result is the relation.
 
     ``replacing``: no row of the table will be believed, so a column that cannot be followed becomes a new field, and so does every
-    column of another table of the same name.
+    column of another table of the same name, except those the mirror is partitioned or sorted by: these are known by their names.
     """
     before = _current_schema(metadata)
     old = relation_of(metadata)
     known = {column.attnum: (column, field) for column, field in zip(old.columns, before["fields"], strict=True)}
     said = [(thing.id, thing.oid, thing.identity, thing.key_is_ordered, _key_attnums(thing)) for thing in (old, relation)]
+    bound = _bound_fields(metadata)
     if replacing and old.oid != relation.oid:
-        known = {}
+        # Only names say what the table is partitioned by now.
+        by_name = {column.name: (column, field) for column, field in known.values() if field["id"] in bound}
+        known = {column.attnum: by_name[column.name] for column in relation.columns if column.name in by_name}
     elif said[0] != said[1] and not replacing:
         raise _cannot_follow(relation, "its name, its key, or how its rows are told apart is another than in the lake")
     ids = itertools.count(metadata["last-column-id"] + 1)
-    bound = _bound_fields(metadata)
     if replacing:
         kept = [column for column in relation.columns if column.attnum in known]
         known = {c.attnum: known[c.attnum] for c in kept if _wider(known[c.attnum][1]["type"], parse(c.iceberg)) is not None}

@@ -466,6 +466,18 @@ def test_columns_a_table_is_laid_out_by_stay() -> None:
     assert evolve(partitioned, with_columns(SHAPE, ID, replace(N, name="m"), F, D, L))
 
 
+def test_another_table_of_the_name_keeps_what_the_mirror_is_partitioned_by() -> None:
+    spec = {"fields": [{"name": "n", "transform": "identity", "source-id": 2}]}
+    partitioned = apply(made(SHAPE), [{"action": "add-spec", "spec": spec}, {"action": "set-default-spec", "spec-id": -1}], 1)
+    another = replace(with_columns(SHAPE, replace(F, attnum=1), replace(N, attnum=2), replace(ID, attnum=3)), oid=99)
+    document = apply(partitioned, evolve(partitioned, another, replacing=True), 1)
+    assert fields_of(document).ids["n"] == 2
+    assert min(fields_of(document).ids[name] for name in ("f", "id")) > made(SHAPE)["last-column-id"]
+    with pytest.raises(UnsupportedTable, match="SCHEMA_CHANGE"):
+        evolve(partitioned, replace(another, columns=(another.columns[0], another.columns[2])), replacing=True)
+
+
+
 # -------------------------------------------------------------------------------------------------------------- defaults
 
 DEFAULTS: list[tuple[str, str, Any, Any]] = [
