@@ -41,8 +41,11 @@ def others(play: Schedule, table: Table) -> Table:
     return Table.open(play.world.server.load(table.id), table.storage, table.clock, table.chance)
 
 
-def send(play: Schedule, delta: Delta) -> None:
+def send(play: Schedule, delta: Delta, called: str = "") -> None:
+    """``called``: what the other program says it did."""
     change = delta.prepare({"by": "another"}, {})
+    summary = change.updates[0]["snapshot"]["summary"]
+    summary["operation"] = called or summary["operation"]
     delta.table.storage.flush()
     play.world.server.commit([change])
 
@@ -123,6 +126,24 @@ def test_a_key_that_another_program_wrote_twice_is_mended(whole: bool) -> None:
     send(play, twice(others(play, table)))
     if whole:
         one.applier.renew()
+        play.checks.renewed()
+    else:
+        play.world.wish = ResumeRequest("wish-1", (str(table.id),), True)
+    play._come_to_rest()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_rewrite_that_doubled_a_key_stops_the_table_alone(whole: bool) -> None:
+    """alone: and the way out that the error names is one."""
+    play, one = following()
+    table = keyed(one)
+    send(play, twice(others(play, table)), "replace")
+    play._stop(one)
+    again = play._start()
+    again.applier.start()
+    assert {ident: parked.note.code for ident, parked in again.applier.parked.items()} == {table.id: "KEY_TWICE"}
+    if whole:
+        again.applier.renew()
         play.checks.renewed()
     else:
         play.world.wish = ResumeRequest("wish-1", (str(table.id),), True)

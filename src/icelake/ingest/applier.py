@@ -571,7 +571,12 @@ class Applier:
                 "put the settings back, or load the table into a new lake: partitions, sort order and format stay what they were",
             )
         self._check_foreign(table, self._control.cut.tables.get(str(relation.id)) if parked is None else parked.head)
-        followed, rebuilt = follow(table, self._index_files(relation.id))
+        try:
+            followed, rebuilt = follow(table, self._index_files(relation.id))
+        except Corrupt as error:
+            if error.code == "KEY_TWICE":
+                error.table = str(relation.id)
+            raise
         if rebuilt:
             self.rebuilt_indexes[relation.id] = rebuilt
         followed.is_member(member)
@@ -759,7 +764,7 @@ class Applier:
             self._check_foreign(table, self._control.cut.tables.get(str(table.id)) if note is None else note.head)
         except ForeignChange:
             same = False
-        if note is not None and note.code == "TABLE_CHANGED_BY_OTHERS":
+        if note is not None and note.code in _DOUBTED:
             same = False
         delta, state = table.delta(), LoadState.suspect()
         if not same or table.relation.identity != "key":
@@ -1150,6 +1155,8 @@ class Applier:
         self._hold = None
 
 
+_DOUBTED = frozenset({"TABLE_CHANGED_BY_OTHERS", "KEY_TWICE"})
+"""Codes of mirrors that may hold a key twice."""
 _HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED"})
 """Codes that say that changes are missing from the stream: there is nothing to replay."""
 

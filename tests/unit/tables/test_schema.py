@@ -477,7 +477,6 @@ def test_another_table_of_the_name_keeps_what_the_mirror_is_partitioned_by() -> 
         evolve(partitioned, replace(another, columns=(another.columns[0], another.columns[2])), replacing=True)
 
 
-
 # -------------------------------------------------------------------------------------------------------------- defaults
 
 DEFAULTS: list[tuple[str, str, Any, Any]] = [

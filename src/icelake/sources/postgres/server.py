@@ -259,7 +259,8 @@ class PostgresSource:
                 "PUBLICATION_CHANGED",
                 f"publication {publication} no longer holds {', '.join(sorted(map(str, unpublished)))}",
                 "changes made while a table was out of it were never sent",
-                "load these tables again: what was missed cannot be told",
+                f"{_COMPARE}, `icelake resume TABLE --reload` one",
+                table=str(min(unpublished, key=str)),
             )
         deadline = time.monotonic() + self.busy_seconds
         while True:
