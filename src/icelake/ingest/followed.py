@@ -9,7 +9,7 @@ their values, those of an ``AppendOnly`` table not at all.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
