@@ -52,7 +52,8 @@ def test_every_schedule_holds_every_invariant(capsys: pytest.CaptureFixture[str]
 def test_every_bug_can_be_planted(bug: Bug) -> None:
     for module in {patch.module for patch in bug.patches}:
         spec = importlib.util.find_spec(module)
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         compile(patched(Path(spec.origin).read_text(), [patch for patch in bug.patches if patch.module == module]), module, "exec")
 
 
