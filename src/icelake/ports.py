@@ -72,7 +72,9 @@ class ChangeSet:
     commit_lsn: npt.NDArray[np.uint64]
     """Begin.final_lsn of the change's transaction: the *start* of its commit record; compare with a range's L."""
     new: pa.RecordBatch
-    """``arrow_schema(relation.columns)``; a row of nulls for deletes and truncates. Unchanged TOAST values are null here."""
+    """``arrow_schema(relation.columns)``; a row of nulls for deletes and truncates. Unchanged TOAST values are null here.
+
+    Of a partitioned table all changes are of one leaf, and a truncate, which empties that leaf, has its ``tableoid``."""
     old_key: pa.RecordBatch
     """``arrow_schema(relation.key_columns)``: the key before the change, for updates (always filled) and deletes; else nulls.
 
@@ -216,11 +218,14 @@ class Source(Protocol):
 
         Those of identity "none" go into a publication beside it (``model.ident.append_publication``) that sends inserts and truncates
         only: the updates and deletes of such a table would fail for its users once they are published. No other is added to either.
+        Of a partitioned table the leaves are added that it has now.
         """
         ...
 
     def published(self, publication: str) -> Mapping[TableId, str]:
         """The tables of the publication and of the one beside it, each with the text of its ``model.membership``.
+
+        Partitioned tables are all there, whose leaves are what is published: which of them are, their marks say.
 
         Raises Refused if the publication is gone, or if one of the two does not send what it should.
         """
@@ -236,6 +241,7 @@ class Source(Protocol):
 
     def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation], parked: Sequence[Relation] = ()) -> Stream:
         """Start replication of both publications at ``start``. The relations are what the lake holds; a relation message must agree.
+        Changes of a partitioned table are those of the leaves it has now: after another one came, a new stream is wanted.
 
         Changes of ``parked`` tables come raw, whatever they are. An error that is about one table alone names it (``error.table``).
         """
@@ -244,7 +250,8 @@ class Source(Protocol):
     def read_range(self, relation: Relation, lower: Bound | None, upper: Bound | None, limit: int) -> RangeReading:
         """At most about ``limit`` rows with ``lower`` < key <= ``upper``, under a snapshot exported by a temporary slot.
 
-        A relation whose key order cannot be reproduced is always read whole (bounds must be None or a single key).
+        A relation whose key order cannot be reproduced is always read whole (bounds must be None or a single key), a partitioned one
+        leaf by leaf (bounds may also be between leaves). Which leaves there are, the snapshot says.
         """
         ...
 

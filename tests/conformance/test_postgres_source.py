@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from icelake.errors import Gap, IcelakeError, ProjectError, Refused, Unreachable, UnsupportedTable
-from icelake.model.load import Bound
+from icelake.model.load import Bound, leaf_bounds
 from icelake.model.lsn import parse_lsn
 from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, TableId
@@ -894,3 +894,120 @@ def test_ranges_and_the_stream_filtered_by_their_points_make_the_table(shop: Sho
                     rows[new["id"]] = new["v"]
     assert sorted(rows.items()) == shop.sql("select id, v from a order by id")
     assert any(isinstance(found, Refusal) for found in shop.source.describe(["public.absent"]))
+
+
+# -------------------------------------------------------------------------------------------------------------- partitions
+
+ROOT = """
+create table t (id int, k int, v text, primary key (id, k)) partition by list (k);
+create table t1 partition of t for values in (1);
+create table t2 (v text, gone int, k int not null, id int not null); alter table t2 drop gone;
+alter table t attach partition t2 for values in (2);
+create table t34 partition of t for values in (3, 4) partition by list (k); create table t3 partition of t34 for values in (3)
+"""
+
+
+def leaf_oids(shop: Shop) -> dict[str, int]:
+    return {name: int(oid) for name, oid in shop.sql("select relname::text, oid from pg_class where relname like 't%' and relkind = 'r'")}
+
+
+def marks(shop: Shop) -> Membership:
+    return Membership.parse(shop.source.published("p")[TableId("public", "t")])
+
+
+@every_version
+def test_leaves_are_published_and_their_changes_are_the_roots(shop: Shop) -> None:
+    for statement in ROOT.split(";"):
+        shop.sql(statement)
+    (t,), start = shop.followed("public.t")
+    oids = leaf_oids(shop)
+    before = marks(shop)
+    assert {leaf.oid for leaf in before.leaves} == {oids["t1"], oids["t2"], oids["t3"]}
+    assert all(leaf.publication for leaf in before.leaves)
+    shop.sql("insert into t values (1, 1, 'a'), (2, 2, 'b'), (3, 3, 'c')")
+    shop.sql("update t set k = 2 where id = 1")
+    shop.sql("truncate t2")
+    shop.sql("truncate t")
+    # A table that its walsender has met as one that is not published, becomes a leaf.
+    shop.sql("create table t5 (like t including all)")
+    shop.sql("insert into t5 values (4, 5, 'before')")
+    shop.sql("alter table t attach partition t5 for values in (5)")
+    after = marks(shop)
+    t5 = leaf_oids(shop)["t5"]
+    assert before.other_leaves(after) == (t5,)
+    shop.sql("insert into t values (5, 5, 'not sent')")
+    shop.source.publish("p", [t])
+    shop.sql("insert into t values (6, 5, 'sent')")
+    stream = shop.source.stream(shop.slot, "p", start, [t])
+    found = [(op, new["tableoid"] or old["tableoid"], new["id"] or old["id"]) for op, new, old in operations(caught_up(stream, shop.now()))]
+    stream.close()
+    assert sorted(found, key=str) == sorted(
+        [
+            (INSERT, oids["t1"], 1),
+            (INSERT, oids["t2"], 2),
+            (INSERT, oids["t3"], 3),
+            (DELETE, oids["t1"], 1),
+            (INSERT, oids["t2"], 1),
+            (TRUNCATE, oids["t2"], None),
+            *((TRUNCATE, oids[name], None) for name in ("t1", "t2", "t3")),
+            (INSERT, t5, 6),
+        ],
+        key=str,
+    )
+    # Whatever was its leaf, and is none, comes no more.
+    shop.sql("alter table t detach partition t34")
+    shop.sql("insert into t34 values (7, 3, 'alone')")
+    shop.sql("alter table t attach partition t34 for values in (3, 4)")
+    again = marks(shop)
+    assert after.other_leaves(again) == (oids["t3"], t5)  # the way up to the root is another one; t5 is published by now
+
+
+@every_version
+def test_ranges_go_from_leaf_to_leaf(shop: Shop) -> None:
+    for statement in ROOT.split(";"):
+        shop.sql(statement)
+    shop.sql("insert into t select g, 1 + g % 3, 'v' || g from generate_series(1, 30) g")
+    t = shop.relation("public.t")
+    oids = leaf_oids(shop)
+    whole, _, bound = read(shop.source, t, None, None, 1000)
+    assert bound is None
+    expected = shop.sql("select id, k, v, tableoid::int8 from t order by tableoid, id, k")
+    assert [tuple(row.values()) for row in whole.to_pylist()] == expected
+    for limit in (1, 4, 10, 25):
+        seen: list[dict[str, Any]] = []
+        lower: Bound | None = None
+        while True:
+            table, _, bound = read(shop.source, t, lower, None, limit)
+            assert len(table) <= limit
+            seen += table.to_pylist()
+            if bound is None:
+                break
+            lower = bound
+        assert [tuple(row.values()) for row in seen] == expected
+    first, second = leaf_bounds(oids["t2"])
+    part, _, bound = read(shop.source, t, first, second, 1000)
+    assert {row["tableoid"] for row in part.to_pylist()} == {oids["t2"]}
+    assert (len(part), bound) == (10, second)
+    key = (str(oids["t1"]), "3", "1")
+    one, _, _ = read(shop.source, t, (key, 0), (key, 1), 1000)
+    assert [row["id"] for row in one.to_pylist()] == [3]
+    none, _, bound = read(shop.source, t, *leaf_bounds(1), 1000)
+    assert (len(none), bound) == (0, leaf_bounds(1)[1])
+
+
+def test_ranges_hold_the_leaves_of_their_snapshot(shop: Shop) -> None:
+    for statement in ROOT.split(";"):
+        shop.sql(statement)
+    shop.sql("insert into t select g, 1 + g % 3, 'v' || g from generate_series(1, 30) g")
+    shop.sql("create table t4 (like t including all)")
+    shop.sql("insert into t4 values (1, 4, 'd')")
+    t = shop.relation("public.t")
+    for statement, rows in (("alter table t34 attach partition t4 for values in (4)", 30), ("alter table t detach partition t2", 31)):
+        with shop.source.read_range(t, None, None, 1000) as reading:
+            shop.sql(statement)
+            assert sum(map(len, reading.rows)) == rows
+    for statement in ("truncate t1", "drop table t4", "alter table t3 rename to other"):
+        with shop.source.read_range(t, None, None, 1000) as reading:
+            shop.sql(statement)
+            with pytest.raises(Unreachable, match="TABLE_REWRITTEN"):
+                list(reading.rows)

@@ -76,12 +76,12 @@ def make_tables(server: Postgres) -> None:
 class Lake:
     """A project in a folder; its commands run in processes of their own."""
 
-    def __init__(self, folder: Path, server: Postgres, extra: str = "") -> None:
+    def __init__(self, folder: Path, server: Postgres, extra: str = "", tables: str = "public.*") -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "icelake.toml").write_text(
-            '[project]\nname = "crash"\n[sources.main]\ndsn = { env = "CRASH_DSN" }\ntables = ["public.*"]\n'
-            f"[commit]\ninterval_ms = 100\n{extra}"
+            '[project]\nname = "crash"\n[sources.main]\ndsn = { env = "CRASH_DSN" }\n'
+            f'tables = ["{tables}"]\n[commit]\ninterval_ms = 100\n{extra}'
         )
         self._environment = {**os.environ, "CRASH_DSN": server.dsn, "PYTHONWARNINGS": "ignore"}
 
@@ -127,8 +127,8 @@ class Lake:
 
 
 @contextmanager
-def lake(folder: Path, server: Postgres, extra: str = "") -> Iterator[Lake]:
-    made = Lake(folder, server, extra)
+def lake(folder: Path, server: Postgres, extra: str = "", tables: str = "public.*") -> Iterator[Lake]:
+    made = Lake(folder, server, extra, tables)
     try:
         yield made
     finally:

@@ -317,7 +317,7 @@ _ALL = (
         (
             Patch(
                 FOLLOWED,
-                "            delta.truncate()\n            self.index.clear()\n        else:\n            if len(gone)",
+                "            self._truncate(changes)\n        else:\n            if len(gone)",
                 "            self.index.clear()\n        else:\n            if len(gone)",
             ),
         ),
@@ -475,7 +475,7 @@ _ALL = (
     Bug(
         "append-only TRUNCATE ignored",
         "an append-only mirror holds what was inserted since the last TRUNCATE",
-        (Patch(FOLLOWED, "            self._begin().truncate()\n            inserts = ", "            inserts = "),),
+        (Patch(FOLLOWED, "            self._truncate(changes)\n            inserts = ", "            inserts = "),),
     ),
     Bug(
         "append-only keeps what a TRUNCATE of its own chunk removed",

@@ -36,9 +36,10 @@ from icelake.ingest.parked import Parked, PastLimit, as_it_is, make_spool, note_
 from icelake.ingest.upkeep import plan_expiry
 from icelake.model.ident import publication_name, slot_name
 from icelake.model.layout import Layout
-from icelake.model.load import LoadState
+from icelake.model.load import LoadState, leaf_bounds
 from icelake.model.lsn import format_lsn
 from icelake.model.marker import LOAD, MEMBERSHIP, SOURCE, Marker
+from icelake.model.membership import Membership
 from icelake.model.parking import PARKED, Parking
 from icelake.model.relation import Refusal, Relation, SourceIdentity, TableId
 from icelake.ports import (
@@ -56,7 +57,8 @@ from icelake.ports import (
     TableChange,
 )
 from icelake.sources.postgres.choices import as_held
-from icelake.sources.postgres.schema import altered_types, only_grew
+from icelake.sources.postgres.schema import IS_PARTITION, altered_types, only_grew
+from icelake.sources.postgres.types import order
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import IndexFiles
 from icelake.tables.layout import layout_properties, partition_spec, sort_order
@@ -242,7 +244,8 @@ class Applier:
             note = Parking.read(loaded.metadata["properties"])
             if note is not None:
                 self.parked[table] = self._open_parked(loaded, note)
-                if self._troubles.get(table) is not None and (self._troubles[table].code != LEFT_OUT or note.code == LEFT_OUT):
+                trouble = self._troubles.get(table)
+                if trouble is not None and (trouble.code not in _GONE or note.code in _GONE):
                     del self._troubles[table]  # it is parked already, and keeps the reason it has
         for relation in relations:
             if relation.id not in self._troubles and relation.id not in self.parked:
@@ -571,6 +574,9 @@ class Applier:
                 "put the settings back, or load the table into a new lake: partitions, sort order and format stay what they were",
             )
         self._check_foreign(table, self._control.cut.tables.get(str(relation.id)) if parked is None else parked.head)
+        if relation.partitioned and member is not None:
+            told, member = self._follow_leaves(table, relation, member, parked)
+            table = table if told is None else self._open(told)
         try:
             followed, rebuilt = follow(table, self._index_files(relation.id))
         except Corrupt as error:
@@ -589,6 +595,54 @@ class Applier:
         except ForeignChange as error:
             error.table = str(mirror.id)
             raise
+
+    def _follow_leaves(self, table: Table, relation: Relation, member: str, parked: Parking | None) -> tuple[LoadedTable | None, str]:
+        """Tell the mirror which leaves its table has now: the mirror then, if it was another set, and its mark.
+
+        What came and went with a leaf is not in the stream. So, in one commit, the rows of such leaves are held and not loaded, and
+        the mirror leaves the cut until they are compared with the source.
+        """
+        held, now = Membership.parse(table.metadata["properties"][MEMBERSHIP]), check_member(table, member)
+        if not held.other_leaves(now):
+            return None, member
+        if any(not leaf.publication for leaf in now.leaves):
+            # Before its range is read: what the range does not hold, then, is in the stream.
+            member = self._publish_leaves(relation)
+            now = check_member(table, member)
+        other = held.other_leaves(now)
+        delta, summary, state = table.delta(), {}, LoadState.parse(table.metadata["properties"][LOAD])
+        if relation.identity == "key":
+            to = order(relation)
+            for leaf in other:
+                state = state.distrust(*leaf_bounds(leaf), to)
+        elif parked is not None:
+            raise UnsupportedTable(
+                "RESUME_NEEDS_RELOAD",
+                f"changes of {relation.id} that were kept cannot be replayed",
+                "it has other partitions now, and no key tells the rows of one that stayed from those that came or went",
+                f"`icelake resume {relation.id} --reload` compares the table with the source instead",
+                table=str(relation.id),
+            )
+        else:
+            delta.truncate()
+            summary, state = self._marker(self.position).summary(), LoadState()
+        change = delta.prepare(summary, {LOAD: state.dump(), MEMBERSHIP: member})
+        heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table.id)}
+        self._settle(change, [], None, heads, parked)
+        return self._catalog.load(table.id), member
+
+    def _publish_leaves(self, relation: Relation) -> str:
+        """Add a table's new leaves to the publication; its mark then. If that is not allowed, only this table stops."""
+        publication = publication_name(self.name, self._control.source)
+        try:
+            self._source.publish(publication, [relation])
+        except Refused as error:
+            fix = f"{error.fix.rstrip(';')}; then `icelake resume {relation.id}`"
+            raise UnsupportedTable(error.code, error.what, error.why, fix, table=str(relation.id)) from None
+        member = self._source.published(publication).get(relation.id)
+        if member is None:
+            raise left_publication(relation.id)
+        return member
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
         layout, schema = self._layout(relation), iceberg_schema(relation)
@@ -830,13 +884,13 @@ class Applier:
             table = next((table for table in self.followed if str(table) == error.table), None)
             if table is None:
                 raise
-            if error.code != "TABLE_GREW":
+            if error.code not in _FOLLOWED:
                 # It stops alone: the others begin again from the marker, with what happens to it kept raw.
                 self._troubles[table] = error
-            # Else the start gives the mirror the new columns; then the same changes are read again.
+            # Else the start gives the mirror the new columns, or tells it its leaves; then the same changes are read again.
             self._throw_away()
             self.close()
-            if error.code == "TABLE_GREW":
+            if error.code in _FOLLOWED:
                 return Progress("retry", position=self.position)
             return Progress("park", position=self.position, error=error)
 
@@ -1157,7 +1211,11 @@ class Applier:
 
 _DOUBTED = frozenset({"TABLE_CHANGED_BY_OTHERS", "KEY_TWICE"})
 """Codes of mirrors that may hold a key twice."""
-_HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED"})
+_GONE = frozenset({LEFT_OUT, IS_PARTITION})
+"""Codes of mirrors that are not to be followed, whatever they were parked for before."""
+_FOLLOWED = frozenset({"TABLE_GREW", "LEAVES_CHANGED"})
+"""Codes of what the start follows."""
+_HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED", IS_PARTITION})
 """Codes that say that changes are missing from the stream: there is nothing to replay."""
 
 
@@ -1181,7 +1239,7 @@ def _key(relation: Relation) -> tuple[tuple[int, int, int, str], ...]:
 def _shape(relation: Relation) -> Relation:
     """What must stay as it is: whether a column may be null does not matter to a mirror, whose columns may all be."""
     columns = tuple(replace(column, nullable=True, default=None) for column in relation.columns)
-    return replace(relation, key_is_ordered=True, columns=columns, last_attnum=0, dropped=())
+    return replace(relation, key_is_ordered=True, columns=columns, last_attnum=0, dropped=(), uneven=())
 
 
 def _difference(lake: Relation, source: Relation) -> str:

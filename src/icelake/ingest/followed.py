@@ -9,7 +9,7 @@ their values, those of an ``AppendOnly`` table not at all.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,17 +19,17 @@ import pyarrow as pa
 from icelake.errors import Corrupt, Refused, UnsupportedTable
 from icelake.ingest import collapse
 from icelake.ingest.keyorder import key_text, sortable
-from icelake.model.load import LoadState
+from icelake.model.load import Interval, LoadState, leaf_bounds
 from icelake.model.marker import LOAD, MEMBERSHIP, Marker
 from icelake.model.membership import Membership
-from icelake.model.relation import TableId
+from icelake.model.relation import TABLEOID, Relation, TableId
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, LoadedTable, TableChange
 from icelake.sources.postgres.types import order
 from icelake.tables.bag_index import BagIndex
 from icelake.tables.key_index import Identity, IndexFiles, KeyIndex
 from icelake.tables.keys import Hashes, hash_keys, hash_rows
 from icelake.tables.rewrite import Moved, choose, rewrite
-from icelake.tables.table import Delta, Table
+from icelake.tables.table import Delta, Table, one_batch
 
 LOAD_BYTES = 64 << 20
 """Arrow bytes of loaded rows that become a data file at once."""
@@ -75,6 +75,40 @@ class Followed(ABC):
     @abstractmethod
     def _apply(self, changes: ChangeSet) -> None: ...
 
+    def _truncate(self, changes: ChangeSet) -> None:
+        """What the changes' TRUNCATE takes: every row, or of a partitioned table those of the leaf the changes are of."""
+        if self.relation.partitioned:
+            self._empty(_leaf_of(changes))
+        else:
+            self._begin().truncate()
+            self._index.clear()
+
+    def _empty(self, leaf: int) -> None:
+        """Every row of a leaf goes, those of the running batch too."""
+        delta = self._begin()
+        names = [column.name for column in self.relation.columns if column.attnum == TABLEOID or column.name in self._naming]
+        for no in [*self.table.files_with(leaf), *delta.files]:
+            if no in self.table.files:
+                positions, stored = self.table.live_rows(no, names)
+            else:
+                positions = np.arange(delta.file(no)[1], dtype=np.int64)
+                stored = self.table.read(np.full(len(positions), no), positions, names, delta=delta)
+            rows = one_batch(stored.select(names))
+            leaves: npt.NDArray[np.int64] = rows.column(_tableoid(self.relation)).to_numpy()
+            there = np.flatnonzero(leaves == leaf)
+            if len(there):
+                delta.delete(np.full(len(there), no, np.int32), positions[there])
+                self._unname(rows.take(there))
+
+    @property
+    def _naming(self) -> Sequence[str]:
+        """The columns that name rows."""
+        return self.relation.key
+
+    @abstractmethod
+    def _unname(self, rows: pa.RecordBatch) -> None:
+        """Rows of a leaf, all it has, are gone; these are the columns that name them."""
+
     def _admit(self, changes: ChangeSet) -> npt.NDArray[np.uint8]:
         """The kind of each change once the load state had its say. Without a key there is one interval; ``Keyed`` knows more."""
         (interval,) = self._next_load.intervals
@@ -107,7 +141,16 @@ class Followed(ABC):
 
     def is_member(self, text: str | None) -> None:
         """``text``: the table's mark now, from the publication. Raises Refused if changes may be missing from the stream."""
-        self._next_membership = check_member(self.table, text, self.membership)
+        now = check_member(self.table, text, self.membership)
+        if self.membership.other_leaves(now):
+            raise UnsupportedTable(
+                "LEAVES_CHANGED",
+                f"{self.id} has other partitions than its mirror knows",
+                "one was made, attached, detached or dropped, and its rows came or went without a change",
+                "the mirror is told, and goes on",
+                table=str(self.id),
+            )
+        self._next_membership = now
 
     # ------------------------------------------------------------------------------------------------- commit
 
@@ -314,8 +357,7 @@ class Keyed(Followed):
 
         row_ids = self._row_ids(net.origin[rows], file_no, position, row_id)
         if net.truncated:
-            delta.truncate()
-            self.index.clear()
+            self._truncate(changes)
         else:
             if len(gone):
                 delta.delete(file_no[gone], position[gone])
@@ -328,16 +370,15 @@ class Keyed(Followed):
 
     def _admit(self, changes: ChangeSet) -> npt.NDArray[np.uint8]:
         """The kind of each change once the load state had its say."""
-        intervals = self._next_load.intervals
         op, commit_lsn = changes.op, changes.commit_lsn
         truncates = commit_lsn[op == TRUNCATE]
-        loaded = [interval.lsn for interval in intervals if interval.lsn is not None]
+        loaded = self._truncatable(changes) if len(truncates) else []
         if loaded and ((truncates >= np.uint64(min(loaded))) & (truncates < np.uint64(max(loaded)))).any():
-            # Some ranges were read before the TRUNCATE and some after: the table is loaded again from the start.
-            self._begin().truncate()
-            self.index.clear()
-            self._next_load = LoadState()
+            # Some ranges were read before the TRUNCATE and some after: the table (or the leaf) is loaded again from the start.
+            self._truncate(changes)
+            self._next_load = self._reloading(changes)
             return np.full(len(op), collapse.SKIP, np.uint8)
+        intervals = self._next_load.intervals
         if len(intervals) == 1:
             return super()._admit(changes)
         bounds = [None if i.upper is None else (self.order(i.upper[0]), i.upper[1]) for i in intervals]
@@ -354,11 +395,26 @@ class Keyed(Followed):
             kind[(op == TRUNCATE) & (commit_lsn >= np.uint64(max(loaded)))] = TRUNCATE
         return kind
 
+    def _truncatable(self, changes: ChangeSet) -> list[int]:
+        """The L of everything that is loaded of what a TRUNCATE among the changes empties."""
+        intervals: Sequence[Interval] = self._next_load.intervals
+        if self.relation.partitioned:
+            intervals = self._next_load.overlapping(*leaf_bounds(_leaf_of(changes)), self.order)
+        return [interval.lsn for interval in intervals if interval.lsn is not None]
+
+    def _reloading(self, changes: ChangeSet) -> LoadState:
+        if self.relation.partitioned:
+            return self._next_load.distrust(*leaf_bounds(_leaf_of(changes)), self.order)
+        return LoadState()
+
+    def _unname(self, rows: pa.RecordBatch) -> None:
+        self.index.remove(self._hash(rows.select(list(self.relation.key))))
+
     def _interval(self, keys: pa.RecordBatch, bounds: list[tuple[tuple[object, ...], int] | None]) -> npt.NDArray[np.int64]:
-        """The number of each key's interval. Rows without a key (nulls) get any number: their side is not looked at."""
+        """The number of each key's interval. Rows without a (whole) key get any number: their side is not looked at."""
         out = np.zeros(keys.num_rows, np.int64)
         inner = [bound for bound in bounds if bound is not None]
-        there = keys.column(0).is_valid().to_numpy(zero_copy_only=False)
+        there = keys.columns[-1].is_valid().to_numpy(zero_copy_only=False)
         comparable = sortable(keys, self.relation)
         for row, key in enumerate(comparable):
             if not there[row]:
@@ -418,8 +474,7 @@ class Multiset(Followed):
             raise self.error(f"change {bad} of a chunk {verb} a row that the lake does not hold")
         delta = self._begin()
         if net.truncated:
-            delta.truncate()
-            self.index.clear()
+            self._truncate(changes)
         else:
             delta.delete(file_no, position)
         if len(net.live):
@@ -434,6 +489,13 @@ class Multiset(Followed):
 
     def _hash(self, rows: pa.RecordBatch) -> Hashes:
         return hash_rows(rows, self.index.seed)
+
+    @property
+    def _naming(self) -> Sequence[str]:
+        return [column.name for column in self.relation.columns]
+
+    def _unname(self, rows: pa.RecordBatch) -> None:
+        self.index.take(self._hash(rows))
 
 
 class NoIndex:
@@ -464,7 +526,7 @@ class AppendOnly(Followed):
         truncates = np.flatnonzero(kind == TRUNCATE)
         inserts = np.flatnonzero(kind == INSERT)
         if len(truncates):
-            self._begin().truncate()
+            self._truncate(changes)
             inserts = inserts[inserts > truncates[-1]]
         if len(inserts):
             self._append(changes.new.take(inserts), None, np.full(len(inserts), -1, np.int64))
@@ -473,6 +535,18 @@ class AppendOnly(Followed):
         self._append(rows, None, np.full(rows.num_rows, -1, np.int64))
 
     def _moved(self, moved: Moved) -> None: ...
+
+    def _unname(self, rows: pa.RecordBatch) -> None: ...
+
+
+def _tableoid(relation: Relation) -> str:
+    return next(column.name for column in relation.columns if column.attnum == TABLEOID)
+
+
+def _leaf_of(changes: ChangeSet) -> int:
+    """The leaf that the changes are of, one of which is a TRUNCATE."""
+    values = changes.new.column(_tableoid(changes.relation))
+    return int(values[int(np.flatnonzero(changes.op == TRUNCATE)[0])].as_py())
 
 
 def follow(table: Table, files: IndexFiles | None) -> tuple[Followed, str]:

@@ -23,7 +23,7 @@ class Mending:
 
     def __init__(self, followed: Keyed) -> None:
         self._followed = followed
-        self._seen = {no: np.zeros(file.record_count, np.bool_) for no, file in followed.table.files.items()}
+        self._seen: dict[int, npt.NDArray[np.bool_]] = {}
         self.added = self.changed = self.removed = 0
 
     def rows(self, batches: Iterable[pa.RecordBatch]) -> int:
@@ -40,9 +40,9 @@ class Mending:
         there = np.flatnonzero(file_no >= 0)
         new = np.flatnonzero(file_no < 0)
         for no in np.unique(file_no[there]):
-            if int(no) not in self._seen:
+            if int(no) not in table.files:
                 raise followed.error("rows of a range that is being compared came twice")
-            self._seen[int(no)][position[there[file_no[there] == no]]] = True
+            self._seen_of(int(no))[position[there[file_no[there] == no]]] = True
         if len(there):
             names = [column.name for column in followed.relation.columns]
             stored = one_batch(table.read(file_no[there], position[there], names))
@@ -62,9 +62,9 @@ class Mending:
     def finish(self, lower: Bound | None, upper: Bound | None) -> None:
         """Rows of the range that the source did not give leave the lake. The range is known to be between these bounds now."""
         followed = self._followed
-        for no, seen in self._seen.items():
+        for no in self._files(lower, upper):
             positions = self._live(no)
-            unseen = positions[~seen[positions]]
+            unseen = positions[~self._seen_of(no)[positions]]
             if not len(unseen):
                 continue
             keys = one_batch(followed.table.read(np.full(len(unseen), no), unseen, list(followed.relation.key)))
@@ -77,6 +77,19 @@ class Mending:
                 followed.index.remove(hashes[(file_no == no) & (position == unseen[inside])])
                 self.removed += len(inside)
 
+    def _seen_of(self, no: int) -> npt.NDArray[np.bool_]:
+        if no not in self._seen:
+            self._seen[no] = np.zeros(self._followed.table.files[no].record_count, np.bool_)
+        return self._seen[no]
+
+    def _files(self, lower: Bound | None, upper: Bound | None) -> list[int]:
+        """The files that may hold rows of the range: of a partitioned table, those with rows of its leaves."""
+        table = self._followed.table
+        if not table.relation.partitioned:
+            return list(table.files)
+        first, last = _leaves(lower, upper)
+        return table.files_with(first, last)
+
     def _live(self, no: int) -> npt.NDArray[np.int64]:
         file = self._followed.table.files[no]
         live = np.ones(file.record_count, np.bool_)
@@ -87,8 +100,21 @@ class Mending:
     def _inside(self, keys: pa.RecordBatch, lower: Bound | None, upper: Bound | None) -> npt.NDArray[np.bool_]:
         if lower is None and upper is None:
             return np.ones(keys.num_rows, np.bool_)
+        if self._followed.relation.partitioned and all(bound is None or len(bound[0]) == 1 for bound in (lower, upper)):
+            leaf, (first, last) = keys.column(0).to_numpy(), _leaves(lower, upper)
+            within: npt.NDArray[np.bool_] = (leaf >= first) & (leaf <= last)
+            return within
         order = self._followed.order
         low = None if lower is None else (order(lower[0]), lower[1])
         high = None if upper is None else (order(upper[0]), upper[1])
         rows = sortable(keys, self._followed.relation)
         return np.array([(low is None or (key, 1) > low) and (high is None or (key, 1) <= high) for key in rows], np.bool_)
+
+
+def _leaves(lower: Bound | None, upper: Bound | None) -> tuple[int, int]:
+    """The first and the last leaf that a range of a partitioned table can reach into."""
+    first = 0 if lower is None else int(lower[0][0])
+    if upper is None:
+        return first, 1 << 32
+    # A bound of a leaf alone is just before it.
+    return first, int(upper[0][0]) - (len(upper[0]) == 1)

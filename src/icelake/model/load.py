@@ -5,7 +5,8 @@ or not loaded yet. An interval that is not loaded may be *held*: the lake has ro
 to compare them with the source and mend what differs. A streamed change to a key is admitted only if its interval is loaded and its
 commit LSN is >= L (docs/protocol.md, Load, join, repair). A bound is ``(key, 1)`` "through key" or ``(key, 0)`` "just before key",
 so a single key can be an interval of its own: that is how one row is repaired. The last bound is always None: the end of the key space.
-Keys are tuples of PostgreSQL's text for each key column; ordering them is the caller's business (``order``).
+Keys are tuples of PostgreSQL's text for each key column; ordering them is the caller's business (``order``). A tuple that is a
+prefix of keys sorts before them: so the rows of one leaf of a partitioned table, whose key begins with the leaf's OID, are an interval.
 """
 
 import json
@@ -100,6 +101,28 @@ class LoadState:
             intervals[at : at + 1] = parts
         return LoadState(tuple(intervals))
 
+    def distrust(self, lower: Bound, upper: Bound, order: Order) -> "LoadState":
+        """What is between the bounds is held and not loaded, but for intervals that are not loaded and reach beyond them."""
+
+        def place(bound: Bound | None) -> tuple[bool, Any, int]:
+            return (True, None, 0) if bound is None else (False, order(bound[0]), bound[1])
+
+        out: list[Interval] = []
+        start, low, high = None, place(lower), place(upper)
+        for interval in self.intervals:
+            end = place(interval.upper)
+            inside = start is not None and start >= low and end <= high
+            if end <= low or (start is not None and start >= high) or (interval.lsn is None and not inside):
+                out.append(interval)
+            else:
+                if start is None or start < low:
+                    out.append(Interval(lower, interval.lsn))
+                out.append(Interval(upper if end > high else interval.upper, None, held=True))
+                if end > high:
+                    out.append(interval)
+            start = end
+        return LoadState(tuple(_joined(out)))
+
     def settled(self, position: int) -> "LoadState":
         """Join neighbours whose L the stream has passed: their L no longer decides anything."""
         out: list[Interval] = []
@@ -120,6 +143,17 @@ class LoadState:
         # (key, 1) is the smallest bound that includes the key: the first bound >= it ends the key's interval.
         inner = [interval.upper for interval in intervals if interval.upper is not None]
         return bisect_left(inner, (order(key), 1), key=lambda bound: (order(bound[0]), bound[1]))
+
+    def overlapping(self, lower: Bound, upper: Bound, order: Order) -> list[Interval]:
+        """The intervals that hold a part of what is between the bounds."""
+        low, high = (order(lower[0]), lower[1]), (order(upper[0]), upper[1])
+        out, start = [], None
+        for interval in self.intervals:
+            end = None if interval.upper is None else (order(interval.upper[0]), interval.upper[1])
+            if (end is None or end > low) and (start is None or start < high):
+                out.append(interval)
+            start = end
+        return out
 
     def dump(self) -> str:
         """JSON for the table property ``icelake.load``."""
@@ -145,3 +179,19 @@ class LoadState:
                 for key, flag, lsn, *held in json.loads(text)
             )
         )
+
+
+def leaf_bounds(leaf: int) -> tuple[Bound, Bound]:
+    """Between which bounds the rows of a leaf are, in a table whose key begins with the leaf's OID."""
+    return ((str(leaf),), 0), ((str(leaf + 1),), 0)
+
+
+def _joined(intervals: Sequence[Interval]) -> list[Interval]:
+    """Neighbours that are not loaded and alike are one: they can be read in one range."""
+    out: list[Interval] = []
+    for interval in intervals:
+        if out and interval.lsn is None and out[-1].lsn is None and interval.held == out[-1].held:
+            out[-1] = interval
+        else:
+            out.append(interval)
+    return out

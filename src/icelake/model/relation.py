@@ -6,6 +6,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+TABLEOID = -6
+"""attnum of the system column ``tableoid``, which every table of PostgreSQL has. No other column can have its name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -64,6 +67,21 @@ class Relation:
     """The highest attnum the table has ever given out; 0: not known. Only a column beyond it is one that was added since."""
     dropped: tuple[int, ...] = ()
     """Attnums of columns that were dropped; known of a relation as described, not of one the lake holds."""
+    uneven: tuple[int, ...] = ()
+    """Attnums of columns whose ``default`` is not the same in all leaves of a partitioned table; known as ``dropped`` is."""
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether its rows are in leaves, tables of their own: then it has a column ``tableoid``, the OID of a row's leaf.
+
+        If its identity is "key", that column is the first of the key: the rows of a leaf lie together in the key's order.
+        """
+        return any(column.attnum == TABLEOID for column in self.columns)
+
+    @property
+    def sent(self) -> tuple[Column, ...]:
+        """The columns a change brings along, in the order of their attnums: all but ``tableoid``."""
+        return tuple(sorted((column for column in self.columns if column.attnum > 0), key=lambda column: column.attnum))
 
     @property
     def id(self) -> TableId:

@@ -378,6 +378,8 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
             raise _cannot_follow(relation, "a column that was generated is an ordinary one now: what rows hold of it is not known")
         if any(attnum > old.ever for attnum in relation.dropped):
             raise _cannot_follow(relation, "a column was added and dropped meanwhile: whose values came with which change is not known")
+        if set(fresh) & set(relation.uneven):
+            raise _cannot_follow(relation, "a column was added whose default is not the same in all partitions")
     columns: list[Column] = []
     fields: list[Json] = []
     for column in relation.columns:
@@ -408,7 +410,7 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
         fields.append(field)
     if bound - {field["id"] for field in fields}:
         raise _cannot_follow(relation, "a column that the table is partitioned or sorted by was dropped")
-    relation = replace(relation, columns=tuple(columns), dropped=())
+    relation = replace(relation, columns=tuple(columns), dropped=(), uneven=())
     schema = {**_schema(relation, fields), "schema-id": before["schema-id"]}
     updates: list[Json] = []
     if schema != before:

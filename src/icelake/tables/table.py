@@ -23,7 +23,7 @@ from pyroaring import BitMap64
 
 from icelake.errors import Corrupt, ForeignChange
 from icelake.model.marker import Marker
-from icelake.model.relation import Relation, TableId
+from icelake.model.relation import TABLEOID, Relation, TableId
 from icelake.ports import Chance, Clock, Json, LoadedTable, Storage, TableChange, arrow_type
 from icelake.tables import data_files, deletion_vectors, position_deletes
 from icelake.tables.data_files import DataFiles, Wanted
@@ -84,6 +84,8 @@ class LiveFile:
     """Positions that are no rows any more; never change it."""
     dv_path: str | None = None
     """The file that ``deletes`` is in: a Puffin file with a deletion vector, in version 2 a Parquet file of position deletes."""
+    leaves: tuple[int, int] | None = None
+    """The smallest and the largest ``tableoid`` in the file, as its statistics say; None: they do not, or there is no such column."""
 
     @property
     def identity(self) -> tuple[str, str | None]:
@@ -222,6 +224,7 @@ class Table:
                 first_row_id=record["first_row_id"] if self.has_lineage else -1,
                 sequence_number=entry["sequence_number"],
                 partition=partition,
+                leaves=self._leaves(record),
             )
             size = file.size
         else:
@@ -308,6 +311,23 @@ class Table:
         live[deletion_vectors.positions_of(file.deletes)] = False
         positions = np.flatnonzero(live).astype(np.int64)
         return positions, self._with_lineage(file, self.wanted(columns), positions)
+
+    def files_with(self, leaf: int, last: int | None = None) -> list[int]:
+        """Numbers of the live files that may hold rows of a leaf, or of those up to the ``last`` (``Relation.partitioned``)."""
+        low, high = leaf, leaf if last is None else last
+        return [no for no, file in self.files.items() if file.leaves is None or (file.leaves[0] <= high and low <= file.leaves[1])]
+
+    def _leaves(self, record: Record) -> tuple[int, int] | None:
+        ident = next((self.fields.ids[column.name] for column in self.relation.columns if column.attnum == TABLEOID), None)
+        if ident is None:
+            return None
+        found = [
+            int.from_bytes(pair["value"], "little", signed=True)
+            for which in ("lower_bounds", "upper_bounds")
+            for pair in record[which] or ()
+            if pair["key"] == ident
+        ]
+        return (found[0], found[1]) if len(found) == 2 else None
 
     def wanted(self, columns: Iterable[str]) -> list[Wanted]:
         kinds = {column.name: column.iceberg for column in self.relation.columns}
@@ -452,6 +472,11 @@ class Delta:
     @property
     def is_empty(self) -> bool:
         return not (self._pending or self._deletes or self._removed)
+
+    @property
+    def files(self) -> Sequence[int]:
+        """Numbers of the data files this delta wrote."""
+        return list(self._pending)
 
     def file(self, no: int) -> tuple[str, int]:
         """(path, rows) of a data file this delta wrote."""
@@ -653,6 +678,7 @@ class Delta:
                     first_row_id=row_ids[file.no],
                     sequence_number=sequence,
                     partition=file.partition,
+                    leaves=table._leaves(file.record),
                 )
             )
         by_number = {file.no: file for file in outcome.files}

@@ -231,7 +231,8 @@ def pair(source: SourceTable, lake: LakeTable) -> tuple[list[Pair], list[str]]:
     if not lake.key or any(name not in found for name in lake.key):
         return [replace(one, key=True) for one in found.values()], [*problems, "no key can be compared"]
     keys = [found[name] for name in lake.key]
-    if frozenset(key.column for key in keys) not in source.keys:
+    # What is unique in a partitioned table is so in each leaf.
+    if frozenset(key.column for key in keys if source.leaves is None or key.column != "tableoid") not in source.keys:
         problems.append(f"nothing in the source keeps ({', '.join(key.column for key in keys)}) unique")
     return keys + [one for one in found.values() if not one.key], problems
 

@@ -49,7 +49,8 @@ _SETTINGS = {
 
 _COLUMNS = """
 SELECT attname, attnum, attgenerated <> '', atttypid, atttypmod FROM pg_attribute
-WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped
+UNION ALL SELECT 'tableoid', -6, true, 'oid'::regtype, -1 WHERE %(partitioned)s ORDER BY attnum
 """
 _KEYS = """
 SELECT array_agg(a.attname::text) FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
@@ -84,6 +85,7 @@ class SourceColumn:
     name: str
     attnum: int
     generated: bool
+    """Or another that the mirror need not have: ``tableoid``, which tells the leaves of a partitioned table apart."""
     type: PgType
 
 
@@ -202,12 +204,13 @@ class SourceSnapshot:
         for _, leaf, leaf_kind, same in leaves:
             if leaf_kind == "r" and not same:
                 raise _changed(f"{leaf} was truncated, rewritten or detached")
+        columns = self._reader.execute(_COLUMNS, {"oid": oid, "partitioned": partitioned}).fetchall()
         return SourceTable(
             table,
             oid,
             tuple(
                 SourceColumn(column, attnum, generated, self._types.read(type_oid, typmod))
-                for column, attnum, generated, type_oid, typmod in self._reader.execute(_COLUMNS, (oid,)).fetchall()
+                for column, attnum, generated, type_oid, typmod in columns
             ),
             frozenset(frozenset(row[0]) for row in self._reader.execute(_KEYS, (oid,))),
             tuple(leaf[0] for leaf in leaves) if partitioned else None,

@@ -31,10 +31,12 @@ def choose(relation: Relation, out_of_range: OutOfRange, columns: Mapping[str, C
     table's own, so what they name must be there and must matter; else they are those of a pattern.
     """
     try:
-        if exact and (unknown := sorted(columns.keys() - {column.name for column in relation.columns})):
-            raise _Nonsense(f"it has no column {', '.join(unknown)}", f"choose of: {', '.join(column.name for column in relation.columns)}")
+        own = [column.name for column in relation.columns if column.attnum > 0]
+        if exact and (unknown := sorted(columns.keys() - set(own))):
+            raise _Nonsense(f"it has no column {', '.join(unknown)}", f"choose of: {', '.join(own)}")
         chosen = tuple(
-            _choose(column, column.name in relation.key, out_of_range, columns.get(column.name), exact) for column in relation.columns
+            _choose(column, column.name in relation.key, out_of_range, columns.get(column.name), exact) if column.attnum > 0 else column
+            for column in relation.columns
         )
     except _Nonsense as nonsense:
         return Refusal(relation.schema, relation.name, "COLUMN_CHOICE", nonsense.why, nonsense.fix)

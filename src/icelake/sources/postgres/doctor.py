@@ -376,7 +376,9 @@ def _table(server: Connection, asked: Question, table: Relation) -> list[Finding
     named = f"{schema.quoted(table.schema)}.{schema.quoted(table.name)}"
     owner, identity, size, generated = run(
         server,
-        """select pg_catalog.pg_get_userbyid(c.relowner)::text, c.relreplident::text, pg_catalog.pg_table_size(c.oid),
+        """select pg_catalog.pg_get_userbyid(c.relowner)::text, c.relreplident::text,
+                  (select pg_catalog.pg_table_size(c.oid) + coalesce(pg_catalog.sum(pg_catalog.pg_table_size(t.relid)), 0)::bigint
+                   from pg_catalog.pg_partition_tree(c.oid) t where t.relid <> c.oid),
                   array(select a.attname::text from pg_catalog.pg_attribute a
                         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> '' order by a.attnum)
            from pg_catalog.pg_class c where c.oid = %s""",
@@ -413,8 +415,8 @@ def _values(server: Connection, table: Relation) -> list[Finding]:
         sql.SQL("pg_catalog.count(*) FILTER (WHERE {})").format(condition.format(column=sql.Identifier(column.name)))
         for column, condition in suspects
     ]
-    source = sql.Identifier(table.schema, table.name)
-    (row,) = run(server, sql.SQL("SELECT {} FROM ONLY {}").format(sql.SQL(", ").join(counts), source))
+    source = sql.SQL("{}" if table.partitioned else "ONLY {}").format(sql.Identifier(table.schema, table.name))
+    (row,) = run(server, sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(counts), source))
     out = []
     for (column, _), count in zip(suspects, row, strict=True):
         if count:

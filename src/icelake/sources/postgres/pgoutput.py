@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from icelake.errors import Corrupt, UnsupportedTable, ValueOutOfContract
 from icelake.model.lsn import format_lsn
-from icelake.model.relation import Relation, TableId
+from icelake.model.relation import TABLEOID, Relation, TableId
 from icelake.ports import ChangeSet, Chunk, RawChanges, arrow_schema
 from icelake.sources.postgres import kernels
 from icelake.sources.postgres.values import Fields, Reader, read_only, reader
@@ -126,6 +126,8 @@ class _Layout:
     key_readers: tuple[Reader, ...]
     absent: tuple[int, ...]
     """Columns the message does not have, because they were added later: the changes have their default."""
+    leaf: int | None
+    """Where ``tableoid`` is among the columns of a partitioned table: the message's OID is its value."""
 
     @property
     def whole(self) -> bool:
@@ -136,9 +138,13 @@ class _Layout:
 def _layout(message: RelationMessage, relation: Relation) -> _Layout:
     places = {column.name: at for at, column in enumerate(message.columns)}
     absent: list[int] = []
+    leaf: int | None = None
     target = np.full(len(message.columns), -1, np.int32)
     key = np.full(len(message.columns), -1, np.int32)
     for at, column in enumerate(relation.columns):
+        if column.attnum == TABLEOID:
+            leaf = at
+            continue
         place = places.get(column.name)
         if place is None and column.name not in relation.key:
             absent.append(at)
@@ -153,7 +159,7 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
                 table=str(relation.id),
             )
         target[place] = at
-    named = relation.columns if relation.identity == "full" else relation.key_columns
+    named = [c for c in (relation.columns if relation.identity == "full" else relation.key_columns) if c.attnum != TABLEOID]
     for at, column in enumerate(named):
         if column.name in places:
             key[places[column.name]] = at
@@ -168,6 +174,7 @@ def _layout(message: RelationMessage, relation: Relation) -> _Layout:
         tuple(reader(column, table) for column in relation.columns),
         tuple(reader(column, table) for column in named),
         tuple(absent),
+        leaf,
     )
 
 
@@ -420,6 +427,12 @@ def _change_set(
             unchanged[layout.relation.columns[number].name] = unsent
     new = _with_defaults(_batch(buffer, start, length, layout.new_readers, layout.new_schema), layout, op <= _UPDATE)
     old = _batch(buffer, key_start, key_length, layout.key_readers, layout.key_schema)
+    if layout.leaf is not None:
+        # A truncate has that much of a row: it says which leaf.
+        new = new.set_column(layout.leaf, new.schema.field(layout.leaf), _leaf(layout, op != _DELETE))
+        if layout.relation.identity != "none":
+            place = layout.leaf if layout.whole else layout.relation.key.index(new.schema.field(layout.leaf).name)
+            old = old.add_column(place, new.schema.field(layout.leaf), _leaf(layout, (op == _UPDATE) | (op == _DELETE)))
     if layout.whole:
         old = _with_defaults(old, layout, (op == _UPDATE) | (op == _DELETE))
     return ChangeSet(
@@ -431,6 +444,10 @@ def _change_set(
         unchanged=unchanged,
         old=old if layout.whole else None,
     )
+
+
+def _leaf(layout: _Layout, rows: npt.NDArray[np.bool_]) -> Any:
+    return pa.array(np.full(len(rows), layout.message.oid, np.int64), mask=~rows)
 
 
 def _with_defaults(batch: pa.RecordBatch, layout: _Layout, rows: npt.NDArray[np.bool_]) -> pa.RecordBatch:

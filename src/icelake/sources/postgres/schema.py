@@ -7,11 +7,12 @@ psycopg's errors as they come (``session.explain`` words them). Source: PostgreS
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from icelake.errors import UnsupportedTable
 from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.parking import SUFFIX
-from icelake.model.relation import Column, Refusal, Relation
+from icelake.model.relation import TABLEOID, Column, Refusal, Relation
 from icelake.model.types import Primitive, parse
 from icelake.sources.postgres.session import Connection, run
 from icelake.sources.postgres.type_catalog import TypeCatalog
@@ -37,8 +38,7 @@ with named as not materialized (
     where i.indisprimary or i.indisreplident
 )
 select c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-       c.relispartition, exists (select from pg_catalog.pg_inherits h where c.oid in (h.inhrelid, h.inhparent)),
-       pg_catalog.row_security_active(c.oid),
+       c.relispartition, pg_catalog.row_security_active(c.oid),
        pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
        k.columns, k.usable, r.columns, r.usable, current_user::text, c.relnatts,
        array(select a.attnum from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and a.attisdropped order by 1)
@@ -51,17 +51,59 @@ left join lateral (
     select x.columns, x.usable from named x where x.indrelid = c.oid and x.indisreplident
 ) r on true
 where (n.nspname::text, c.relname::text) in (select * from unnest(%(schemas)s::text[], %(names)s::text[]))
-   or (n.nspname = any(%(whole)s::text[]) and c.relkind in ('r', 'p', 'f'))
+   -- Partitions are their root's: a pattern means them only where it does not mean the root.
+   or (n.nspname = any(%(whole)s::text[]) and c.relkind in ('r', 'p', 'f') and not (c.relispartition and exists (
+       select from pg_catalog.pg_class t join pg_catalog.pg_namespace s on s.oid = t.relnamespace
+       where t.oid = pg_catalog.pg_partition_root(c.oid) and s.nspname = any(%(whole)s::text[]))))
    or c.oid = any(%(oids)s::oid[])
 order by n.nspname, c.relname
 """
 
-_COLUMNS = """
+LEAVES = """
+with recursive tree (root, oid, joined) as (
+    select c.oid, c.oid, '' from pg_catalog.pg_class c where {roots}
+    union all
+    select t.root, i.inhrelid, t.joined || '.' || i.xmin from tree t
+    join pg_catalog.pg_inherits i on i.inhparent = t.oid where not i.inhdetachpending
+), leaf as (
+    select t.root, t.oid, t.joined, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.relfilenode
+    from tree t join pg_catalog.pg_class c on c.oid = t.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.relkind <> 'p'
+)
+"""
+"""The leaves of partitioned tables. One that is being detached (CONCURRENTLY) is none any more: queries leave its rows out already."""
+
+_OF_ROOTS = LEAVES.format(roots="c.oid = any(%(roots)s::oid[]) and c.relkind = 'p'")
+
+_LEAVES = f"""{_OF_ROOTS}
+select l.root, l.oid, l.nspname, l.relname, l.relkind::text, l.relpersistence::text, l.relreplident::text,
+       pg_catalog.row_security_active(l.oid),
+       pg_catalog.has_table_privilege(l.oid, 'SELECT') and pg_catalog.has_schema_privilege(l.nspname::text, 'USAGE'),
+       exists (select from pg_catalog.pg_attribute a where a.attrelid = l.oid and a.attnum > 0 and a.attgenerated <> ''),
+       array(
+           select a.attname::text from pg_catalog.pg_attribute a
+           left join pg_catalog.pg_attribute b on b.attrelid = l.root and b.attname = a.attname and b.attnum > 0 and not b.attisdropped
+               and (b.atttypid, b.atttypmod, b.attgenerated <> '') = (a.atttypid, a.atttypmod, a.attgenerated <> '')
+           where a.attrelid = l.oid and a.attnum > 0 and not a.attisdropped and b.attnum is null)
+from leaf l order by l.oid
+"""
+
+_MISSING = "case when a.atthasmissing then pg_catalog.array_to_string(a.attmissingval, '') end"
+"""An array of one, whose only element's text this is."""
+
+_LEAF_DEFAULTS = f"""{_OF_ROOTS}
+select l.root, b.attnum, array_agg(distinct {_MISSING}), bool_and(a.atthasmissing)
+from leaf l
+join pg_catalog.pg_attribute a on a.attrelid = l.oid and a.attnum > 0 and not a.attisdropped
+join pg_catalog.pg_attribute b on b.attrelid = l.root and b.attname = a.attname and not b.attisdropped
+group by l.root, b.attnum having bool_or(a.atthasmissing)
+"""
+
+_COLUMNS = f"""
 select a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod),
        not a.attnotnull, a.attgenerated <> '', pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'),
        pg_catalog.getdatabaseencoding() = 'UTF8' and coalesce(e.provider = 'b' or e.provider = 'c' and e.locale in ('C', 'POSIX'), false),
-       -- An array of one, whose only element's text this is.
-       case when a.atthasmissing then pg_catalog.array_to_string(a.attmissingval, '') end
+       {_MISSING}
 from pg_catalog.pg_attribute a
 left join pg_catalog.pg_collation o on o.oid = a.attcollation
 cross join (select coalesce(pg_catalog.to_jsonb(b) ->> 'datlocprovider', 'c') as provider, b.datcollate::text as locale
@@ -73,7 +115,6 @@ order by a.attrelid, a.attnum
 """
 
 _KINDS = {
-    "p": "a partitioned table",
     "v": "a view",
     "m": "a materialized view",
     "f": "a foreign table",
@@ -100,6 +141,10 @@ _RESERVED_COLUMNS = frozenset(
 """Iceberg spec, Reserved Field IDs: names of metadata columns a table's own column cannot have."""
 
 ALL = "*"
+IS_PARTITION = "IS_PARTITION"
+"""Code of a partition that is asked for by itself: its rows are in the mirror of its root."""
+_OID: Final = 26
+"""pg_type.oid of ``oid``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +156,6 @@ class _Found:
     persistence: str
     identity: str
     is_partition: bool
-    inherits: bool
     rows_hidden: bool
     schema_usable: bool
     key: list[str] | None
@@ -131,6 +175,27 @@ class _Found:
     @property
     def id(self) -> str:
         return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _FoundLeaf:
+    root: int
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    persistence: str
+    identity: str
+    rows_hidden: bool
+    readable: bool
+    generated: bool
+    """Whether it has generated columns."""
+    strange: list[str]
+    """Columns the root has not, or otherwise."""
+
+    @property
+    def quoted(self) -> str:
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +262,23 @@ def describe_oid(connection: Connection, oid: int, append_only: bool = False) ->
     return described[0] if described else None
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A table that holds rows of a partitioned one, ``root``. ``storage``: its relfilenode."""
+
+    root: int
+    oid: int
+    schema: str
+    name: str
+    storage: int
+
+
+def leaves_of(connection: Connection, roots: Sequence[int]) -> list[Leaf]:
+    """The leaves of these partitioned tables, by OID, as the connection's snapshot has them."""
+    statement = f"{_OF_ROOTS} select l.root, l.oid, l.nspname::text, l.relname::text, l.relfilenode from leaf l order by l.oid"
+    return [Leaf(*row) for row in run(connection, statement, {"roots": list(roots)})]
+
+
 def dropped_since(connection: Connection, held: Relation) -> bool:
     """Whether columns were added and dropped since the lake's relation was looked up."""
     statement = "select from pg_catalog.pg_attribute a where a.attrelid = %s and a.attnum > %s and a.attisdropped limit 1"
@@ -258,6 +340,7 @@ def only_grew(held: Relation, now: Relation | Refusal | None) -> bool:
     added = [column.attnum for column in now.columns if column.attnum not in known]
     # A column that was generated and is ordinary now is not new, and of one that was added and dropped changes may be on their way.
     new = all(attnum > held.ever for attnum in added) and not any(attnum > held.ever for attnum in now.dropped)
+    new = new and not set(added) & set(now.uneven)
     return bool(added) and new and not differences(held, before)
 
 
@@ -318,20 +401,66 @@ def _judge_all(connection: Connection, found: Sequence[_Found], append_only: Col
             columns[row[0]].append(_FoundColumn(*row))
     types = TypeCatalog(connection, {column.type_oid for several in columns.values() for column in several})
     version = connection.info.server_version
-    return [_judge(table, columns[table.oid], types, table.id in append_only, version) for table in found]
+    partitions = _partitions(connection, [table.oid for table in found if table.kind == "p"])
+    return [_judge(table, columns[table.oid], types, table.id in append_only, version, partitions.get(table.oid)) for table in found]
 
 
-def _judge(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog, append_only: bool, version: int) -> Relation | Refusal:
+@dataclass(slots=True)
+class _Partitions:
+    """What there is to know of the leaves of one partitioned table."""
+
+    leaves: list[_FoundLeaf]
+    defaults: dict[int, str | None]
+    """attnum in the root -> what rows from before a column have, where a leaf has such rows; PostgreSQL keeps that with the leaves."""
+    uneven: list[int]
+    """attnums in the root of which that is not the same in all leaves."""
+
+
+def _partitions(connection: Connection, roots: Sequence[int]) -> dict[int, _Partitions]:
+    out = {root: _Partitions([], {}, []) for root in roots}
+    if not roots:
+        return out
+    arguments = {"roots": list(roots)}
+    for row in run(connection, _LEAVES, arguments):
+        out[row[0]].leaves.append(_FoundLeaf(*row))
+    for root, attnum, values, everywhere in run(connection, _LEAF_DEFAULTS, arguments):
+        if everywhere and len(values) == 1:
+            out[root].defaults[attnum] = values[0]
+        else:
+            out[root].uneven.append(attnum)
+    return out
+
+
+def _judge(
+    table: _Found,
+    columns: Sequence[_FoundColumn],
+    types: TypeCatalog,
+    append_only: bool,
+    version: int,
+    partitions: _Partitions | None,
+) -> Relation | Refusal:
     mirrored = [column for column in columns if not column.generated]
+    if partitions is not None:
+        # Changes come from the leaves, whose identities count. Without a key the way is FULL, for all of them.
+        are_full = [leaf.identity == "f" for leaf in partitions.leaves]
+        full = bool(are_full) and all(are_full) if table.key else any(are_full)
+        table = replace(table, identity="f" if full else "d")
     key = () if append_only else _key(table, columns, types)
     reason = _refuse_table(table)
+    for leaf in partitions.leaves if partitions is not None else ():
+        reason = reason or _refuse_leaf(table, leaf)
     if not append_only:
         reason = reason or _refuse_identity(table, columns, version) or _refuse_key(table, columns, key, types)
+        for leaf in partitions.leaves if partitions is not None else ():
+            reason = reason or _refuse_leaf_identity(leaf, bool(key), version)
     reason = reason or _refuse_columns(table, mirrored)
     if reason is not None:
         code, why, fix = reason
         return Refusal(table.schema, table.name, code, why, fix)
     out = tuple(_column(column, types) for column in mirrored)
+    if partitions is not None:
+        out = (*(replace(column, default=partitions.defaults.get(column.attnum)) for column in out), _tableoid(types))
+        key = (out[-1].name, *key) if key else ()
     by_name = {column.name: column for column in out}
     bytewise = [column.name for column in mirrored if column.bytewise]
     ordered = key_is_ordered([by_name[name] for name in key], bytewise)
@@ -345,6 +474,7 @@ def _judge(table: _Found, columns: Sequence[_FoundColumn], types: TypeCatalog, a
         key_is_ordered=bool(key) and ordered,
         last_attnum=table.last_attnum,
         dropped=tuple(table.dropped),
+        uneven=tuple(partitions.uneven) if partitions is not None else (),
         identity="none" if append_only else "key" if key else "full",
     )
 
@@ -375,6 +505,11 @@ def _column(column: _FoundColumn, types: TypeCatalog) -> Column:
     )
 
 
+def _tableoid(types: TypeCatalog) -> Column:
+    source, iceberg = types.of(_OID, -1)
+    return Column("tableoid", TABLEOID, _OID, -1, "oid", iceberg, nullable=False, source=source)
+
+
 Reason = tuple[str, str, str]
 
 
@@ -395,16 +530,19 @@ def _refuse_table(table: _Found) -> Reason | None:
             f"it is {_KINDS[table.kind]}: only plain, permanent tables are mirrored so far",
             "leave it out, or mirror the tables under it",
         )
-    if table.persistence != "p":
+    if table.is_partition:
+        return (
+            IS_PARTITION,
+            "it is a partition of another table, in whose mirror its rows are",
+            "name the table it is a partition of (the root, if that is one itself), or leave it out",
+        )
+    if table.persistence != "p" and table.kind != "p":
         kind = "unlogged" if table.persistence == "u" else "temporary"
         return (
             "NOT_A_PLAIN_TABLE",
             f"it is {kind}: its changes are not in the log",
             f"ALTER TABLE {table.quoted} SET LOGGED;" if kind == "unlogged" else "leave it out",
         )
-    if table.is_partition or table.inherits:
-        kind = "a partition" if table.is_partition else "part of an inheritance tree"
-        return "NOT_A_PLAIN_TABLE", f"it is {kind}, which is not mirrored so far", "leave it out"
     if table.rows_hidden:
         return (
             "ROW_SECURITY",
@@ -414,10 +552,50 @@ def _refuse_table(table: _Found) -> Reason | None:
     return None
 
 
+def _refuse_leaf(table: _Found, leaf: _FoundLeaf) -> Reason | None:
+    """Why the rows of a leaf could not be mirrored, and so those of its root cannot."""
+    its = f"its partition {leaf.schema}.{leaf.name}"
+    role = quoted(table.role)
+    if leaf.kind != "r":
+        why = f"{its} is {_KINDS.get(leaf.kind, 'no table')}: its changes are not in the log"
+        return "NOT_A_PLAIN_TABLE", why, f"detach it, or leave {table.id} out"
+    if leaf.persistence != "p":
+        return "NOT_A_PLAIN_TABLE", f"{its} is unlogged: its changes are not in the log", f"ALTER TABLE {leaf.quoted} SET LOGGED;"
+    if leaf.strange:
+        return (
+            "PARTITION_DIFFERS",
+            f"{its} has columns of other types, or generated otherwise: {', '.join(leaf.strange)}",
+            f"make the columns of {leaf.quoted} those of {table.quoted}",
+        )
+    if leaf.rows_hidden:
+        why = f"row-level security hides rows of {its} from this role, but the stream would carry them all"
+        return "ROW_SECURITY", why, f"ALTER ROLE {role} BYPASSRLS;"
+    if not leaf.readable:
+        grants = f"GRANT USAGE ON SCHEMA {quoted(leaf.schema)} TO {role}; GRANT SELECT ON {leaf.quoted} TO {role};"
+        to_come = "ALTER DEFAULT PRIVILEGES grants it on partitions to come"
+        return "NO_SELECT_PRIVILEGE", f"this role may not read {its}, which is read by itself", f"{grants}  {to_come}"
+    return None
+
+
+def _refuse_leaf_identity(leaf: _FoundLeaf, keyed: bool, version: int) -> Reason | None:
+    """Why changes of a leaf would not name rows as those of its root do. ``keyed``: by the root's primary key, which all leaves have."""
+    its = f"its partition {leaf.schema}.{leaf.name}"
+    if leaf.identity == "f" and leaf.generated and version >= 180000:
+        return (
+            "REPLICA_IDENTITY",
+            f"the replica identity of {its} is FULL, but PostgreSQL 18 refuses updates and deletes if that holds a generated column",
+            f"ALTER TABLE {leaf.quoted} REPLICA IDENTITY DEFAULT;",
+        )
+    if leaf.identity == "f" or (keyed and leaf.identity == "d"):
+        return None
+    fix = f"ALTER TABLE {leaf.quoted} REPLICA IDENTITY {'DEFAULT' if keyed else 'FULL'};"
+    return "REPLICA_IDENTITY", f"changes of {its} do not name rows as those of the others do", fix
+
+
 def _refuse_identity(table: _Found, columns: Sequence[_FoundColumn], version: int) -> Reason | None:
     """Why PostgreSQL would refuse updates and deletes of the table once they are published (CheckCmdReplicaIdentity), if so."""
     append = f'append_only = true in [tables."{table.id}"], if no row of it is ever changed'
-    full = f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL;"
+    full = f"ALTER TABLE {'(each partition)' if table.kind == 'p' else table.quoted} REPLICA IDENTITY FULL;"
     default = f"ALTER TABLE {table.quoted} REPLICA IDENTITY DEFAULT;"
     if table.identity == "f":
         if version >= 180000 and any(column.generated for column in columns):

@@ -8,8 +8,9 @@ Fails with the errors of ``session.explain``.
 
 import secrets
 import time
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 import psycopg
 import pyarrow as pa
@@ -17,10 +18,10 @@ from psycopg import pq, sql
 
 from icelake.errors import Gap, Refused, Unreachable
 from icelake.model.ident import append_publication
-from icelake.model.load import Bound
+from icelake.model.load import Bound, leaf_bounds
 from icelake.model.lsn import format_lsn, parse_lsn
-from icelake.model.membership import Membership
-from icelake.model.relation import Refusal, Relation, SlotState, SourceIdentity, TableId
+from icelake.model.membership import Leaf, Membership
+from icelake.model.relation import TABLEOID, Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import RangeEnd, RangeRead
 from icelake.sources.postgres import releases, schema
 from icelake.sources.postgres.copy_text import decode_copy, last_line
@@ -101,7 +102,8 @@ class PostgresSource:
 
     def _publish(self, server: Connection, slot: str, publication: str, operations: str, relations: Sequence[Relation]) -> None:
         there = published(server, publication, operations)
-        missing = [relation for relation in relations if there is None or relation.id not in there]
+        leaves = _leaves_outside(server, publication, [relation.oid for relation in relations if relation.partitioned])
+        missing = [one for one in relations if (one.oid in leaves if one.partitioned else one.id not in (there or ()))]
         # The lake's slot is called like its first publication (model.ident). Without one nothing was missed by anybody.
         forgets = releases.forgets_late_tables(server.info.server_version) is not None
         late = forgets and bool(relations) and there is not None and slot_state(server, slot) is not None
@@ -113,10 +115,11 @@ class PostgresSource:
         for relation in missing:
             schema.must_be(relation, _now(server, relation), "cannot be published")
         name = sql.Identifier(publication)
-        listed = sql.SQL("TABLE ") + sql.SQL(", ").join(sql.SQL("ONLY {}").format(_table(relation)) for relation in missing)
+        tables = [table for relation in missing for table in (leaves[relation.oid] if relation.partitioned else [_table(relation)])]
+        listed = sql.SQL("TABLE ") + sql.SQL(", ").join(sql.SQL("ONLY {}").format(table) for table in tables)
         if there is None:
             statement = sql.SQL("CREATE PUBLICATION {} {} WITH (publish = {})").format(
-                name, sql.SQL("FOR ") + listed if missing else sql.SQL(""), sql.Literal(operations)
+                name, sql.SQL("FOR ") + listed if tables else sql.SQL(""), sql.Literal(operations)
             )
         else:
             statement = sql.SQL("ALTER PUBLICATION {} ADD {}").format(name, listed)
@@ -125,7 +128,9 @@ class PostgresSource:
         except psycopg.errors.DuplicateObject:
             # Somebody was faster with the same: what matters is what is there now.
             now = published(server, publication, operations)
-            if now is None or not {relation.id for relation in relations} <= now.keys():
+            if now is None or not {relation.id for relation in relations if not relation.partitioned} <= now.keys():
+                raise
+            if _leaves_outside(server, publication, [relation.oid for relation in relations if relation.partitioned]):
                 raise
         except psycopg.errors.InsufficientPrivilege as error:
             if operations == _APPEND and not missing:
@@ -185,7 +190,7 @@ class PostgresSource:
                     )
                 # A table in both sends all of its changes, as the first of them says.
                 found = {**(there or {}), **found}
-        return found
+            return {**found, **_roots(server, list(_publications(publication)))}
 
     # ---------------------------------------------------------------------------------------------------------------- slot
 
@@ -252,7 +257,6 @@ class PostgresSource:
     def stream(self, slot: str, publication: str, start: int, relations: Sequence[Relation], parked: Sequence[Relation] = ()) -> PgStream:
         """See ``ports.Source.stream``. Raises Gap SLOT_MISSING / SLOT_LOST / SLOT_AHEAD, Refused SLOT_IN_USE /
         PUBLICATION_CHANGED, UnsupportedTable when a table is not what the lake holds."""
-        held = {relation.oid: relation for relation in relations}
         unpublished = {relation.id for relation in relations} - self.published(publication).keys()
         if unpublished:
             raise Refused(
@@ -281,7 +285,9 @@ class PostgresSource:
                     f"raise max_slot_wal_keep_size so it does not happen again; then {_COMPARE}",
                 )
             try:
-                raw = {relation.oid: relation for relation in parked}
+                held = self._by_oid(relations)
+                # A parked table may be a leaf of another by now: its changes are that one's.
+                raw = {oid: relation for oid, relation in self._by_oid(parked).items() if oid not in held}
                 stream = PgStream(self.dsn, slot, self._both(publication), start, held, raw, buffer_bytes=self.buffer_bytes)
                 break
             except Refused as refused:
@@ -304,6 +310,14 @@ class PostgresSource:
             raise
         stream.receive()
         return stream
+
+    def _by_oid(self, relations: Sequence[Relation]) -> dict[int, Relation]:
+        """Whose changes come under which OID: those of a partitioned table under the OIDs of its leaves."""
+        found = {relation.oid: relation for relation in relations if not relation.partitioned}
+        if roots := {relation.oid: relation for relation in relations if relation.partitioned}:
+            with session(self.dsn, "cannot look up the partitions") as server:
+                found |= {leaf.oid: roots[leaf.root] for leaf in schema.leaves_of(server, list(roots))}
+        return found
 
     def _both(self, publication: str) -> list[str]:
         """The publications to ask for. Before PostgreSQL 18 a stream ends with an error at one that does not exist."""
@@ -336,13 +350,15 @@ class RangeReading:
     """The context manager of ``read_range``: enter it to get the snapshot, leave it to let the snapshot go."""
 
     def __init__(self, source: PostgresSource, relation: Relation, lower: Bound | None, upper: Bound | None, limit: int) -> None:
-        if not relation.key_is_ordered and not _single(lower, upper) and (lower is not None or upper is not None):
+        inside = [bound for bound in (lower, upper) if bound is not None and not _between_leaves(relation, bound)]
+        if not relation.key_is_ordered and not _single(lower, upper) and inside:
             raise ValueError(f"{relation.id} is read whole or by single keys: the order of its key is not known here")
         self._source = source
         self._relation = relation
         self._lower = lower
         self._upper = upper
         self._limit = limit if relation.key_is_ordered else None
+        self._enough = limit
         self._held = ExitStack()
 
     def __enter__(self) -> RangeRead:
@@ -364,49 +380,88 @@ class RangeReading:
         self._held.close()
 
     def _check(self, reader: Connection) -> None:
-        """The table is still what the lake holds, and its rows are the snapshot's.
+        """The table is still what the lake holds, and the rows of a plain one are the snapshot's. A leaf's turn comes when it is read."""
+        relation = self._relation
+        if not relation.partitioned:
+            found = run(reader, "select relfilenode from pg_catalog.pg_class where oid = %s", [relation.oid])
+            if not self._lock(reader, _table(relation)) or not found:
+                schema.must_be(relation, None, "cannot be read")
+        # Not by the reader: its catalog is that of the snapshot, while COPY goes by today's.
+        with session(self._source.dsn, f"cannot look up {relation.id}") as today:
+            schema.must_be(relation, _now(today, relation), "cannot be read")
+        if not relation.partitioned:
+            self._same_storage(reader, relation.oid, _table(relation), found[0][0])
+
+    def _lock(self, reader: Connection, name: sql.Identifier) -> bool:
+        """Whether there is a table of that name."""
+        try:
+            run(reader, sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(name))
+        except psycopg.errors.UndefinedTable:
+            return False
+        return True
+
+    def _same_storage(self, reader: Connection, oid: int, name: sql.Identifier, storage: int) -> None:
+        """The locked table of that name is the one the snapshot knows, and has the rows it had.
 
         TRUNCATE and rewriting ALTERs are not MVCC-safe (PostgreSQL documentation, 13.6): a snapshot taken before one would see
         an empty table. From the lock on there can be none; whether there was one shows in the file the snapshot knows.
         """
+        now = run(reader, "select %s::regclass::oid, pg_catalog.pg_relation_filenode(%s::oid)", [name.as_string(reader), oid])
+        if tuple(now[0]) != (oid, storage):
+            raise self._just_changed("truncated or rewritten")
+
+    def _just_changed(self, how: str) -> Unreachable:
+        return Unreachable(
+            "TABLE_REWRITTEN",
+            f"cannot read {self._relation.id} as of the snapshot just taken",
+            f"it was {how} in that moment",
+            "it is tried again",
+        )
+
+    def _parts(self, reader: Connection) -> Iterator[tuple[sql.Identifier, Bound | None, Bound | None, Bound | None]]:
+        """What holds the range's rows, in key order: the table, or the leaves it has in the snapshot, locked.
+
+        Each with the bounds within it, and the bound behind it if the range may be cut there.
+        """
         relation = self._relation
-        found = run(reader, "select relfilenode from pg_catalog.pg_class where oid = %s", [relation.oid])
-        try:
-            run(reader, sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(_table(relation)))
-        except psycopg.errors.UndefinedTable:
-            found = []
-        if not found:
-            schema.must_be(relation, None, "cannot be read")
-        # Not by the reader: its catalog is that of the snapshot, while COPY goes by today's.
-        with session(self._source.dsn, f"cannot look up {relation.id}") as today:
-            schema.must_be(relation, _now(today, relation), "cannot be read")
-        now = run(reader, "select pg_catalog.pg_relation_filenode(%s::oid)", [relation.oid])
-        if found[0][0] != now[0][0]:
-            raise Unreachable(
-                "TABLE_REWRITTEN",
-                f"cannot read {relation.id} as of the snapshot just taken",
-                "it was truncated or rewritten in that moment",
-                "it is tried again",
-            )
+        if not relation.partitioned:
+            yield _table(relation), self._lower, self._upper, None
+            return
+        for leaf in schema.leaves_of(reader, [relation.oid]):
+            within = _within_leaf(self._lower, self._upper, leaf.oid) if relation.key else (None, None)
+            if within is None:
+                continue
+            name = sql.Identifier(leaf.schema, leaf.name)
+            if not self._lock(reader, name):
+                raise self._just_changed("partitioned otherwise")
+            self._same_storage(reader, leaf.oid, name, leaf.storage)
+            yield name, *within, leaf_bounds(leaf.oid)[1] if relation.key and within[1] is None else None
 
     def _rows(self, reader: Connection, end: RangeEnd) -> Generator[pa.RecordBatch, None, None]:
         relation = self._relation
-        statement = range_query(relation, self._lower, self._upper, self._limit)
         count, last = 0, b""
         try:
-            with reader.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(statement)) as copy:
-                lines: list[bytes | bytearray | memoryview] = []
-                size = 0
-                for line in copy:
-                    lines.append(line)
-                    size += len(line)
-                    if size >= _BLOCK:
+            for table, lower, upper, behind in self._parts(reader):
+                limit = None if self._limit is None else self._limit - count
+                statement = range_query(relation, lower, upper, limit, table)
+                with reader.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(statement)) as copy:
+                    lines: list[bytes | bytearray | memoryview] = []
+                    size = 0
+                    for line in copy:
+                        lines.append(line)
+                        size += len(line)
+                        if size >= _BLOCK:
+                            count, last = count + len(lines), bytes(lines[-1])
+                            yield decode_copy(b"".join(lines), relation.columns, str(relation.id))
+                            lines, size = [], 0
+                    if lines:
                         count, last = count + len(lines), bytes(lines[-1])
                         yield decode_copy(b"".join(lines), relation.columns, str(relation.id))
-                        lines, size = [], 0
-                if lines:
-                    count, last = count + len(lines), bytes(lines[-1])
-                    yield decode_copy(b"".join(lines), relation.columns, str(relation.id))
+                if count >= self._enough and self._limit is None and behind is not None:
+                    end.bound = behind
+                    return
+                if self._limit is not None and count >= self._limit:
+                    break
         except psycopg.Error as error:
             raise explain(error, self._source.dsn, f"cannot read {relation.id}") from error
         if self._limit is None or count < self._limit:
@@ -416,9 +471,14 @@ class RangeReading:
         end.bound = tuple(texts[name] or "" for name in relation.key), 1
 
 
-def range_query(relation: Relation, lower: Bound | None, upper: Bound | None, limit: int | None) -> sql.Composed:
-    """The SELECT of a range, in key order if ``limit`` is given. Its text form is what pgoutput prints: no cast in the list."""
-    key = relation.key_columns
+def range_query(
+    relation: Relation, lower: Bound | None, upper: Bound | None, limit: int | None, table: sql.Identifier | None = None
+) -> sql.Composed:
+    """The SELECT of a range, in key order if ``limit`` is given. Its text form is what pgoutput prints: no cast in the list.
+
+    ``table``: the leaf that holds the rows, of a partitioned table; bounds and order are then those of the key within the leaf.
+    """
+    key = tuple(column for column in relation.key_columns if column.attnum != TABLEOID)
     names = sql.SQL(", ").join(sql.Identifier(column.name) for column in key)
     conditions: list[sql.Composable] = []
     for bound, after, before in ((lower, ">", ">="), (upper, "<=", "<")):
@@ -436,7 +496,7 @@ def range_query(relation: Relation, lower: Bound | None, upper: Bound | None, li
             if column.iceberg == "string"
         ]
     query = sql.SQL("SELECT {} FROM ONLY {}").format(
-        sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns), _table(relation)
+        sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns), table or _table(relation)
     )
     if conditions:
         query += sql.SQL(" WHERE ") + sql.SQL(" AND ").join(conditions)
@@ -460,6 +520,62 @@ def _table(relation: Relation) -> sql.Identifier:
 
 def _single(lower: Bound | None, upper: Bound | None) -> bool:
     return lower is not None and upper is not None and lower[0] == upper[0]
+
+
+def _between_leaves(relation: Relation, bound: Bound) -> bool:
+    """Whether a bound of a partitioned table falls between two leaves (``model.load.leaf_bounds``)."""
+    return relation.partitioned and len(bound[0]) == 1
+
+
+def _within_leaf(lower: Bound | None, upper: Bound | None, leaf: int) -> tuple[Bound | None, Bound | None] | None:
+    """The part of a range that is in one leaf, as bounds of the rest of the key; None if there is none."""
+    bounds: list[Bound | None] = []
+    for bound, is_lower in ((lower, True), (upper, False)):
+        there = leaf if bound is None else int(bound[0][0])
+        if bound is None or (there < leaf if is_lower else there > leaf):
+            bounds.append(None)
+        elif there != leaf:
+            return None
+        elif len(bound[0]) == 1:
+            # Just before the leaf's first row.
+            if not is_lower:
+                return None
+            bounds.append(None)
+        else:
+            bounds.append((bound[0][1:], bound[1]))
+    return bounds[0], bounds[1]
+
+
+def _leaves_outside(server: Connection, publication: str, roots: Sequence[int]) -> dict[int, list[sql.Identifier]]:
+    """The leaves of these partitioned tables that are not in the publication, by root."""
+    found: dict[int, list[sql.Identifier]] = {}
+    if roots:
+        there = run(
+            server,
+            """select r.prrelid from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+               where p.pubname = %s""",
+            [publication],
+        )
+        members = {row[0] for row in there}
+        for leaf in schema.leaves_of(server, roots):
+            if leaf.oid not in members:
+                found.setdefault(leaf.root, []).append(sql.Identifier(leaf.schema, leaf.name))
+    return found
+
+
+# What the publication sends may have been changed and changed back (its xmin).
+_MEMBER = "concat_ws('.', p.oid, p.xmin, r.oid)"
+_ATTRIBUTES = """
+    (select md5(string_agg(a.attnum || ':' || a.xmin, ',' order by a.attnum))
+     from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)"""
+# What PostgreSQL asks before it lets anyone update or delete a row of a published table (RelationGetIndexList).
+_UNNAMED = """
+    case c.relreplident
+    when 'n' then true
+    when 'f' then current_setting('server_version_num')::int >= 180000
+         and exists (select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attgenerated <> '' and not a.attisdropped)
+    else not exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indimmediate and i.indisvalid
+                     and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end) end"""
 
 
 def published(server: Connection, publication: str, operations: str) -> dict[TableId, str] | None:
@@ -500,27 +616,48 @@ def published(server: Connection, publication: str, operations: str) -> dict[Tab
         )
     rows = run(
         server,
-        """
-        -- What the publication sends may have been changed and changed back (its xmin).
-        select n.nspname, c.relname, concat_ws('.', p.oid, p.xmin, r.oid), c.relfilenode,
-               (select md5(string_agg(a.attnum || ':' || a.xmin, ',' order by a.attnum))
-                from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
-               -- What PostgreSQL asks before it lets anyone update or delete a row of a published table (RelationGetIndexList).
-               p.pubupdate and case c.relreplident
-                   when 'n' then true
-                   when 'f' then current_setting('server_version_num')::int >= 180000
-                        and exists (select from pg_catalog.pg_attribute a
-                                    where a.attrelid = c.oid and a.attgenerated <> '' and not a.attisdropped)
-                   else not exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indimmediate and i.indisvalid
-                                    and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end) end
+        f"""
+        select n.nspname, c.relname, {_MEMBER}, c.relfilenode, {_ATTRIBUTES}, p.pubupdate and {_UNNAMED}
         from pg_catalog.pg_publication p
         join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
         join pg_catalog.pg_class c on c.oid = r.prrelid
         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-        where p.pubname = %s""",
+        where p.pubname = %s and not c.relispartition""",
         [publication],
     )
     return {TableId(str(row[0]), str(row[1])): str(Membership(row[2], str(row[3]), str(row[4]), row[5])) for row in rows}
+
+
+def _roots(server: Connection, publications: Sequence[str]) -> dict[TableId, str]:
+    """The partitioned tables of the database, each with its mark. It is their leaves that are in publications; a table without a leaf
+    is there too. A leaf in several of the publications sends what the first of them says."""
+    found: dict[TableId, Membership] = {}
+    rows = run(
+        server,
+        schema.LEAVES.format(roots="c.relkind = 'p' and not c.relispartition")
+        + f"""
+        select n.nspname, o.relname, {_ATTRIBUTES.replace("c.oid", "o.oid")},
+               l.oid, coalesce(m.member, ''), l.joined, l.relfilenode,
+               case when m.member is not null then {_ATTRIBUTES} end, coalesce(m.updates and {_UNNAMED}, false)
+        from pg_catalog.pg_class o
+        join pg_catalog.pg_namespace n on n.oid = o.relnamespace
+        left join leaf l on l.root = o.oid
+        left join pg_catalog.pg_class c on c.oid = l.oid
+        left join lateral (
+            select {_MEMBER} as member, p.pubupdate as updates
+            from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+            where r.prrelid = l.oid and p.pubname = any(%(names)s) order by array_position(%(names)s, p.pubname::text) limit 1
+        ) m on true
+        where o.relkind = 'p' and not o.relispartition order by l.oid""",
+        {"names": list(publications)},
+    )
+    for namespace, name, attributes, oid, member, joined, storage, columns, unnamed in rows:
+        table = TableId(str(namespace), str(name))
+        mark = found.setdefault(table, Membership("", "", str(attributes)))
+        if oid is not None:
+            leaf = Leaf(oid, member, joined, str(storage), columns or "")
+            found[table] = replace(mark, unnamed=mark.unnamed or unnamed, leaves=(*mark.leaves, leaf))
+    return {table: str(mark) for table, mark in found.items()}
 
 
 def slot_state(server: Connection, name: str) -> SlotState | None:

@@ -21,7 +21,7 @@ from psycopg import pq, sql
 
 from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable, ValueOutOfContract
 from icelake.model.lsn import format_lsn
-from icelake.model.relation import Column, Relation
+from icelake.model.relation import Refusal, Relation
 from icelake.ports import Chunk
 from icelake.sources.postgres import schema
 from icelake.sources.postgres.pgoutput import Decoder, Raw, RelationMessage
@@ -80,7 +80,10 @@ class PgStream:
         *,
         buffer_bytes: int = 1 << 26,
     ) -> None:
-        """Start replication; nothing is received, and nothing told to the server, before ``receive``."""
+        """Start replication; nothing is received, and nothing told to the server, before ``receive``.
+
+        ``held`` and ``parked``: whose changes come under which OID; of a partitioned table, the OID of each leaf.
+        """
         self._dsn = dsn
         self._slot = slot
         self._publications = publications
@@ -97,6 +100,8 @@ class PgStream:
         os.set_blocking(self._wake_in, False)
         self._thread: threading.Thread | None = None
         self._seen = 0
+        self._described: dict[int, Relation | Refusal | None] = {}
+        self._columns: dict[int, list[tuple[int, str, int, int]]] = {}
 
         # Known to the receiver alone.
         self._begun: int | None = None
@@ -188,6 +193,8 @@ class PgStream:
             while self._frame_ends and self._frame_ends[0] <= end:
                 self._frame_ends.popleft()
         self._wake()
+        # One look at the catalog is late enough for everything that was received before it.
+        self._described, self._columns = {}, {}
         try:
             chunk = self._decoder.decode(memoryview(frames))
             self._still_made_of_the_same(chunk)
@@ -511,13 +518,19 @@ class PgStream:
         The message has no attnums, so they come from pg_attribute now, and count only if names and types are the message's.
         """
         if (parked := self._parked.get(message.oid)) is not None:
+            oid = parked.oid if parked.partitioned else message.oid
+            if oid not in self._columns:
+                with session(self._dsn, "cannot look up a table") as server:
+                    self._columns[oid] = [] if schema.dropped_since(server, parked) else schema.published_columns(server, oid)
+            return Raw(parked.id, _attnums(parked, self._columns[oid], message))
+        by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
+        held = self._held.get(message.oid) or by_name[message.schema, message.name]
+        # That what is a leaf here still is one, the next commit makes sure.
+        oid = held.oid if held.partitioned else message.oid
+        if oid not in self._described:
             with session(self._dsn, "cannot look up a table") as server:
-                columns = [] if schema.dropped_since(server, parked) else schema.published_columns(server, message.oid)
-                return Raw(parked.id, _attnums(parked, columns, message))
-        with session(self._dsn, "cannot look up a table") as server:
-            by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
-            held = self._held.get(message.oid) or by_name[message.schema, message.name]
-            now = schema.describe_oid(server, message.oid, append_only=held.identity == "none")
+                self._described[oid] = schema.describe_oid(server, oid, append_only=held.identity == "none")
+        now = self._described[oid]
         doing = "cannot be followed"
         schema.must_be(held, now, doing)
         schema.raise_if_changed(held, _disagreement(held, message), doing)
@@ -543,39 +556,42 @@ class PgStream:
                     schema.raise_if_changed(held, schema.altered_types(held, now), "cannot be followed")
 
 
-def _by_attnum(relation: Relation) -> list[Column]:
-    return sorted(relation.columns, key=lambda column: column.attnum)
-
-
 def _attnums(held: Relation, now: Sequence[tuple[int, str, int, int]], message: RelationMessage) -> tuple[int, ...] | None:
     """Which columns a message's columns are: the lake's if names and types are the lake's, the catalog's if they are the
     catalog's; None if they are neither's, or both's and these are different columns (one was dropped and made again).
 
     None, too, if some were dropped and others added since: a column that came or went may have borne another's name when the
-    change was made. Otherwise their number alone tells which columns there were.
+    change was made. Otherwise their number alone tells which columns there were. A leaf has the columns of its root in an order of its
+    own; their attnums are the root's.
     """
-    known, there = {column.attnum for column in held.columns}, {column[0] for column in now}
+    known, there = {column.attnum for column in held.sent}, {column[0] for column in now}
     if there and known - there and there - known:
         return None
     told = [(column.name, column.type_oid, column.typmod) for column in message.columns]
-    lake = [(c.attnum, c.name, c.type_oid, c.typmod) for c in _by_attnum(held)]
-    found = {tuple(c[0] for c in columns) for columns in (lake, now) if [c[1:] for c in columns] == told}
+    lake = [(c.attnum, c.name, c.type_oid, c.typmod) for c in held.sent]
+    found = set()
+    for columns in (lake, now):
+        ordered = sorted(columns, key=lambda c: told.index(c[1:]) if c[1:] in told else -1) if held.partitioned else columns
+        if [c[1:] for c in ordered] == told:
+            found.add(tuple(c[0] for c in ordered))
     return found.pop() if len(found) == 1 else None
 
 
 def _disagreement(held: Relation, message: RelationMessage) -> list[str]:
     """How a relation message differs from the relation (which is the catalog's, too): then it is of the table's past."""
     told = [(column.name, column.type_oid, column.typmod) for column in message.columns]
-    here = [(column.name, column.type_oid, column.typmod) for column in _by_attnum(held)]
-    if (message.schema, message.name) != (held.schema, held.name):
+    sent = held.sent
+    here = [(column.name, column.type_oid, column.typmod) for column in sent]
+    if not held.partitioned and (message.schema, message.name) != (held.schema, held.name):
         return [f"it was called {message.schema}.{message.name} when the change was made"]
-    # Columns added since are at the end; what the change has in them is their default.
-    if told != here[: len(told)] or not {column.attnum for column in held.key_columns} <= {c.attnum for c in _by_attnum(held)[: len(told)]}:
+    # Columns added since are at the end; what the change has in them is their default. A leaf has an order of its own.
+    same = set(told) == set(here[: len(told)]) if held.partitioned else told == here[: len(told)]
+    if not same or not {c.attnum for c in held.key_columns if c.attnum > 0} <= {c.attnum for c in sent[: len(told)]}:
         return [f"when the change was made its columns were {', '.join(name for name, _, _ in told)}, of other names or types"]
     if held.identity == "none" or message.replica_identity == "f":
         return []
     if held.identity == "full":
         return ["when the change was made its replica identity was not FULL"]
-    if message.replica_identity == "n" or {column.name for column in message.columns if column.key} != set(held.key):
+    if message.replica_identity == "n" or {c.name for c in message.columns if c.key} != {c.name for c in held.key_columns if c.attnum > 0}:
         return ["when the change was made another key named its rows, or none"]
     return []

@@ -316,18 +316,21 @@ def order(relation: Relation) -> Order:
     """Maps a key (PostgreSQL's text of each key column, in key order) to a tuple that Python orders as the source does.
 
     Trusts ``relation.key_is_ordered``: text keys are then bytewise. For a relation whose key is not ordered here the result
-    still tells equal keys from different ones, but its order means nothing to PostgreSQL. Raises ValueError for a text that
-    is not of its type.
+    still tells equal keys from different ones, but its order, but for that of leaves, means nothing to PostgreSQL. Raises ValueError for a
+    text that is not of its type.
     """
-    if not relation.key_is_ordered:
+    if not relation.key_is_ordered and not relation.partitioned:
         return lambda key: key
-    parts = [_column_order(column, True) or str for column in relation.key_columns]
+    # Leaves, which come first in a key, have an order in any case.
+    known = relation.key_columns if relation.key_is_ordered else relation.key_columns[:1]
+    parts = [(_column_order(column, True) or str) if column in known else str for column in relation.key_columns]
     if len(parts) == 1:
         only = parts[0]
         return lambda key: (only(key[0]),)
 
     def ordered(key: Key) -> tuple[Any, ...]:
-        return tuple([part(text) for part, text in zip(parts, key, strict=True)])
+        # What names a leaf alone is shorter.
+        return tuple([part(text) for part, text in zip(parts, key, strict=False)])
 
     return ordered
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icelake.errors import Corrupt, UnsupportedTable, ValueOutOfContract
-from icelake.model.relation import Relation
+from icelake.model.relation import TABLEOID, Column, Relation
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Chunk
 from icelake.sources.postgres.pgoutput import Decoder, RelationMessage, parse_relation
 from tests.unit.sources.postgres.wire import (
@@ -155,6 +155,47 @@ def test_a_table_whose_rows_nothing_names() -> None:
     (changes,) = decoder().decode(frame(begin(5), insert(60, [1, None]), truncate(60), insert(60, [None, "a"]), commit(5, 6))).changes
     assert rows(changes.new) == [(1, None), (None, None), (None, "a")]
     assert (changes.old, changes.old_key.num_columns) == (None, 0)
+
+
+def test_the_leaves_of_a_partitioned_table() -> None:
+    """Each is a change set of its own, with its OID as ``tableoid`` and as part of the key, whatever the order of its columns."""
+    plain = relation(1, "root", [("id", 23), ("note", 25)], ["id"])
+    tableoid = Column("tableoid", TABLEOID, 26, -1, "oid", "long", nullable=False)
+    root = replace(plain, columns=(*plain.columns, tableoid), key=("tableoid", "id"))
+    leaves = replace(plain, oid=3_000_000_000, name="a"), replace(plain, oid=20, name="b")
+    chunk = Decoder(lambda _: root).decode(
+        frame(
+            begin(5),
+            relation_message(leaves[0]),
+            relation_message(leaves[1], order=["note", "id"]),
+            insert(3_000_000_000, [1, "a"]),
+            insert(20, ["b", 1]),
+            update(20, ["c", 2], key=[None, 1]),
+            update(20, [UNSENT, 2]),
+            delete(3_000_000_000, key=[1, None]),
+            truncate(3_000_000_000, 20),
+            commit(5, 6),
+        )
+    )
+    a, b = chunk.changes
+    assert (a.relation, b.relation) == (root, root)
+    assert rows(a.new) == [(1, "a", 3_000_000_000), (None, None, None), (None, None, 3_000_000_000)]
+    assert rows(a.old_key) == [(None, None), (3_000_000_000, 1), (None, None)]
+    assert rows(b.new) == [(1, "b", 20), (2, "c", 20), (2, None, 20), (None, None, 20)]
+    assert rows(b.old_key) == [(None, None), (20, 1), (20, 2), (None, None)]
+    assert {name: where.tolist() for name, where in b.unchanged.items()} == {"note": [False, False, True, False]}
+    assert b.op.tolist() == [INSERT, UPDATE, UPDATE, TRUNCATE]
+    # Without a key the old row is whole, and without an identity there is none.
+    bag = replace(root, key=(), identity="full")
+    full = [begin(7), relation_message(leaves[1], b"f"), update(20, [3, "d"], old=[2, None]), delete(20, old=[3, "d"]), commit(7, 8)]
+    (changes,) = Decoder(lambda _: bag).decode(frame(*full)).changes
+    assert changes.old is not None
+    assert rows(changes.old) == [(2, None, 20), (3, "d", 20)]
+    log = replace(bag, identity="none")
+    (changes,) = (
+        Decoder(lambda _: log).decode(frame(begin(9), relation_message(leaves[1], b"n"), insert(20, [1, "x"]), commit(9, 10))).changes
+    )
+    assert rows(changes.new) == [(1, "x", 20)]
 
 
 def test_columns_by_name_whatever_their_order_and_what_else_is_sent() -> None:

@@ -49,6 +49,25 @@ create table s.only_generated (id int generated always as (1) stored primary key
 create unlogged table s.unlogged (id int primary key);
 create table s.parted (id int primary key) partition by range (id);
 create table s.leaf partition of s.parted for values from (0) to (10);
+create table s.branch partition of s.parted for values from (10) to (20) partition by range (id);
+create table s.twig partition of s.branch for values from (10) to (15);
+create table s.unlogged_leaf (id int primary key) partition by range (id);
+create unlogged table s.unlogged_1 partition of s.unlogged_leaf for values from (0) to (10);
+create foreign data wrapper nowhere; create server nowhere foreign data wrapper nowhere;
+create table s.foreign_leaf (id int) partition by range (id);
+create foreign table s.foreign_1 partition of s.foreign_leaf for values from (0) to (10) server nowhere;
+create table s.nothing_leaf (id int primary key) partition by range (id);
+create table s.nothing_1 partition of s.nothing_leaf for values from (0) to (10);
+create table s.nothing_2 partition of s.nothing_leaf for values from (10) to (20); alter table s.nothing_2 replica identity nothing;
+create table s.full_leaf (id int) partition by range (id);
+create table s.full_1 partition of s.full_leaf for values from (0) to (10); alter table s.full_1 replica identity full;
+create table s.full_2 partition of s.full_leaf for values from (10) to (20);
+create table s.keyless_leaf (id int) partition by range (id);
+create table s.keyless_1 partition of s.keyless_leaf for values from (0) to (10);
+create table s.hidden_leaf (id int primary key) partition by range (id);
+create table s.hidden_1 partition of s.hidden_leaf for values from (0) to (10);
+create table s.policed_leaf (id int primary key) partition by range (id);
+create table s.policed_1 partition of s.policed_leaf for values from (0) to (10); alter table s.policed_1 enable row level security;
 create table s.parent (id int primary key); create table s.child (primary key (id)) inherits (s.parent);
 create view s.seen as select 1 as id;
 create materialized view s.kept as select 1 as id;
@@ -76,7 +95,7 @@ create table s.secret (id int primary key, code text);
 create table s.policed (id int primary key); alter table s.policed enable row level security;
 create table icelake.mine (id int primary key);
 create role clerk login password 'x'; grant usage on schema s to clerk;
-grant select on all tables in schema s to clerk; revoke select on s.secret from clerk; grant select (id) on s.secret to clerk;
+grant select on all tables in schema s to clerk; revoke select on s.secret, s.hidden_1 from clerk; grant select (id) on s.secret to clerk;
 """
 
 
@@ -188,10 +207,13 @@ def test_whether_a_key_is_ordered_goes_by_its_collation(session: Connection) -> 
         ("full_virtual", "REPLICA_IDENTITY", "FULL"),
         ("index_nulls", "REPLICA_IDENTITY", "may hold nulls"),
         ("unlogged", "NOT_A_PLAIN_TABLE", "unlogged"),
-        ("parted", "NOT_A_PLAIN_TABLE", "partitioned"),
-        ("leaf", "NOT_A_PLAIN_TABLE", "a partition"),
-        ("parent", "NOT_A_PLAIN_TABLE", "inheritance"),
-        ("child", "NOT_A_PLAIN_TABLE", "inheritance"),
+        ("leaf", "IS_PARTITION", "in whose mirror"),
+        ("branch", "IS_PARTITION", "in whose mirror"),
+        ("unlogged_leaf", "NOT_A_PLAIN_TABLE", "its partition s.unlogged_1 is unlogged"),
+        ("foreign_leaf", "NOT_A_PLAIN_TABLE", "its partition s.foreign_1 is a foreign table"),
+        ("nothing_leaf", "REPLICA_IDENTITY", "changes of its partition s.nothing_2"),
+        ("full_leaf", "REPLICA_IDENTITY", "changes of its partition s.full_2"),
+        ("keyless_leaf", "NO_PRIMARY_KEY", "no primary key"),
         ("seen", "NOT_A_PLAIN_TABLE", "a view"),
         ("kept", "NOT_A_PLAIN_TABLE", "materialized"),
         ("counter", "NOT_A_PLAIN_TABLE", "sequence"),
@@ -210,6 +232,19 @@ def test_refusals(session: Connection, name: str, code: str, words: str) -> None
     assert found.code == code
     assert words in found.why
     assert found.fix
+
+
+def test_a_partitioned_table_has_a_column_more(session: Connection) -> None:
+    found = only(session, "parted")
+    assert isinstance(found, Relation)
+    assert (found.partitioned, found.identity, found.key, found.key_is_ordered) == (True, "key", ("tableoid", "id"), True)
+    assert [(c.name, c.attnum, c.iceberg, c.nullable) for c in found.columns] == [("id", 1, "int", False), ("tableoid", -6, "long", False)]
+    assert [c.name for c in found.sent] == ["id"]
+    assert [leaf.name for leaf in schema.leaves_of(session, [found.oid])] == ["leaf", "twig"]
+    for name in ("parent", "child"):  # inheritance is something else: each has its own rows
+        one = only(session, name)
+        assert isinstance(one, Relation)
+        assert not one.partitioned
 
 
 def test_every_type_is_known_by_what_it_is_made_of(session: Connection) -> None:
@@ -338,7 +373,8 @@ def test_the_number_of_queries_does_not_grow_with_the_tables(server: Postgres, m
         monkeypatch.setattr(module, "run", counted)
     with connect(server.dsn) as session:
         assert len(describe(session, ["s.*"])) > 30
-    assert len(asked) == 3
+    # Tables, columns, types; leaves and their defaults where a table is partitioned.
+    assert len(asked) == 5
 
 
 def test_what_this_role_may_not_see(server: Postgres) -> None:
@@ -352,13 +388,19 @@ def test_what_this_role_may_not_see(server: Postgres) -> None:
         assert (hidden.code, "code" in hidden.why, 'TO "clerk"' in hidden.fix) == ("NO_SELECT_PRIVILEGE", True, True)
         assert isinstance(rows, Refusal)
         assert rows.code == "ROW_SECURITY"
+        # Leaves are read by themselves: it is their rights and policies that count.
+        hidden, rows = describe(clerk, ["s.hidden_leaf", "s.policed_leaf"])
+        assert isinstance(hidden, Refusal)
+        assert (hidden.code, 'GRANT SELECT ON "s"."hidden_1" TO "clerk"' in hidden.fix) == ("NO_SELECT_PRIVILEGE", True)
+        assert isinstance(rows, Refusal)
+        assert (rows.code, "s.policed_1" in rows.why) == ("ROW_SECURITY", True)
 
 
 def test_patterns(server: Postgres, session: Connection) -> None:
     source = PostgresSource(server.dsn)
     found = source.describe(["s.*", "s.plain", "s.seen", "nothing.*", "icelake.mine", "plain", "pg_catalog.pg_class"])
-    names = [(table.schema, table.name) for table in found]
-    assert len(names) == len(set(names))
+    names = {(table.schema, table.name) for table in found}
+    assert len(names) == len(found)
     codes = {f"{table.schema}.{table.name}": table.code for table in found if isinstance(table, Refusal)}
     assert codes["icelake.mine"] == "RESERVED_SCHEMA"
     assert codes["pg_catalog.pg_class"] == "SYSTEM_TABLE"
@@ -366,6 +408,8 @@ def test_patterns(server: Postgres, session: Connection) -> None:
     assert codes[".plain"] == "TABLE_NOT_FOUND"
     assert ("s", "counter") not in names  # a schema's tables are not its sequences and views
     assert ("s", "seen") in names  # unless one is named
+    assert ("s", "parted") in names  # and no partitions, whose rows are their root's
+    assert not names & {("s", "leaf"), ("s", "branch"), ("s", "twig")}
 
 
 def test_differences_are_told_by_attnum(session: Connection) -> None:
