@@ -519,9 +519,9 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "            self._troubles[table] = error\n            self._throw_away()\n            self.close()\n",
-                "            self._troubles[table] = error\n            self._commit(self._batch.position or self.position)\n"
-                "            self.close()\n",
+                "            self._throw_away()\n            self.close()\n            if error.code in _FOLLOWED",
+                "            self._commit(self._batch.position or self.position)\n            self.close()\n"
+                "            if error.code in _FOLLOWED",
             ),
         ),
     ),

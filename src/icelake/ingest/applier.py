@@ -603,13 +603,14 @@ class Applier:
         the mirror leaves the cut until they are compared with the source.
         """
         held, now = Membership.parse(table.metadata["properties"][MEMBERSHIP]), check_member(table, member)
-        if not held.other_leaves(now):
-            return None, member
-        if any(not leaf.publication for leaf in now.leaves):
-            # Before its range is read: what the range does not hold, then, is in the stream.
-            member = self._publish_leaves(relation)
-            now = check_member(table, member)
         other = held.other_leaves(now)
+        if not other:
+            return None, member
+        if any(leaf.oid in other for leaf in now.leaves):
+            # Before its range is read: what the range does not hold, then, is in the stream. It may be in the publication already, by a
+            # process that did not live to go on from there.
+            member = self._publish_leaves(relation)
+            other = held.other_leaves(check_member(table, member))
         delta, summary, state = table.delta(), {}, LoadState.parse(table.metadata["properties"][LOAD])
         if relation.identity == "key":
             to = order(relation)
