@@ -64,6 +64,18 @@ def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
 
 
 @dataclass(frozen=True, slots=True)
+class Transactions:
+    """The transactions that changes come from, in source order; every array has one entry a transaction."""
+
+    commit_lsn: npt.NDArray[np.uint64]
+    """Ascending."""
+    xid: npt.NDArray[np.int64]
+    """The 32 bits the stream sends."""
+    commit_time: npt.NDArray[np.int64]
+    """µs since 1970 UTC."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeSet:
     """One table's changes of one chunk, in source order. Every array has one entry a change (``len(op)``)."""
 
@@ -84,6 +96,25 @@ class ChangeSet:
     old: pa.RecordBatch | None = None
     """Like ``new``, the row before the change, for updates and deletes; only if ``relation.identity`` is "full", and then nothing
     is ``unchanged``."""
+    transactions: Transactions | None = None
+    """Those of the changes, and perhaps others; None: not known."""
+    earlier: int = 0
+    """How many changes of this table the transaction of the first one made before it."""
+
+    def place(self) -> npt.NDArray[np.int64]:
+        """Of each change its place among its transaction's changes of this table, from 1: the same whenever it is sent."""
+        return places(self.commit_lsn, self.earlier)
+
+
+def places(commit_lsn: npt.NDArray[np.uint64], earlier: int) -> npt.NDArray[np.int64]:
+    """Of each entry its place, from 1, among those of its commit LSN, which stand together; ``earlier`` more of the first came before."""
+    n = len(commit_lsn)
+    starts = np.flatnonzero(np.concatenate([[True], commit_lsn[1:] != commit_lsn[:-1]])) if n else np.empty(0, np.int64)
+    lengths = np.diff(np.append(starts, n))
+    out: npt.NDArray[np.int64] = np.arange(1, n + 1, dtype=np.int64) - np.repeat(starts, lengths)
+    if n:
+        out[: lengths[0]] += earlier
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +129,8 @@ class RawChanges:
     """Of that message's columns, in its order; None if it cannot be told which columns they are."""
     messages: pa.BinaryArray
     """Insert, Update, Delete and Truncate messages, whole; a Truncate names this table alone."""
+    transactions: Transactions
+    """Those of the changes, and perhaps others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from icelake.errors import AlreadyExists, NoSuchTable, Refused, UnsupportedTable
 from icelake.model.marker import Marker
 from icelake.model.parking import PARKED, SPOOL_OF, Parking, spool_of
 from icelake.model.relation import Column, Relation, TableId
-from icelake.ports import Catalog, Chance, ChangeSet, Clock, LoadedTable, RawChanges, Storage, TableChange, arrow_schema
-from icelake.sources.postgres.pgoutput import Decoder, RelationMessage, replayed
+from icelake.ports import Catalog, Chance, ChangeSet, Clock, LoadedTable, RawChanges, Storage, TableChange, arrow_schema, arrow_type
+from icelake.sources.postgres.pgoutput import Counted, Decoder, RelationMessage, replayed
 from icelake.tables.schema import iceberg_schema, relation_of, table_properties
 from icelake.tables.table import Delta, Table
 
@@ -37,6 +37,8 @@ def _shape(spool: TableId) -> Relation:
         column(3, "relation", "bytea", "binary", False),
         column(4, "attnums", "text", "string", True),
         column(5, "change", "bytea", "binary", False),
+        column(6, "xid", "bigint", "long", False),
+        column(7, "commit_time", "timestamp with time zone", "timestamptz", False),
     )
     return Relation(oid=0, schema=spool.namespace, name=spool.name, columns=columns, key=("number",))
 
@@ -49,6 +51,10 @@ class Kept:
     attnums: tuple[int, ...] | None
     commit_lsn: Sequence[int]
     messages: Sequence[bytes]
+    xid: Sequence[int]
+    commit_time: Sequence[int]
+    earlier: int
+    """How many changes of the table the transaction of the first one made before it."""
 
 
 class Parked:
@@ -88,6 +94,7 @@ class Parked:
             return
         numbers = np.arange(self._number + self._kept + 1, self._number + self._kept + n + 1, dtype=np.int64)
         attnums = None if raw.attnums is None else ",".join(map(str, raw.attnums))
+        of = np.searchsorted(raw.transactions.commit_lsn, raw.commit_lsn)
         rows = pa.RecordBatch.from_arrays(
             [
                 pa.array(numbers),
@@ -95,6 +102,8 @@ class Parked:
                 pa.array([raw.relation] * n, pa.binary()),
                 pa.array([attnums] * n, pa.string()),
                 raw.messages,
+                pa.array(raw.transactions.xid[of]),
+                pa.array(raw.transactions.commit_time[of]).cast(arrow_type("timestamptz")),
             ],
             schema=arrow_schema(self.spool.relation.columns),
         )
@@ -153,10 +162,13 @@ class Parked:
             return
         names = [column.name for column in spool.relation.columns]
         starts = {no: int(spool.read(np.array([no]), np.array([0]), ["number"]).column(0)[0].as_py()) for no in spool.files}
+        seen = Counted()
         for no in sorted(starts, key=starts.__getitem__):
             _, rows = spool.live_rows(no, names)
             for at in range(0, rows.num_rows, REPLAY_ROWS):
-                yield from _runs(rows.slice(at, REPLAY_ROWS))
+                for run in _runs(rows.slice(at, REPLAY_ROWS)):
+                    yield replace(run, earlier=seen.before(run.commit_lsn))
+                    seen = seen.then(np.array(run.commit_lsn, np.uint64))
 
     def emptied(self) -> TableChange | None:
         """The part of a commit after which the spool is empty; None if it is."""
@@ -204,9 +216,9 @@ def replay(kept: Kept, held: Relation) -> Sequence[ChangeSet]:
         names = {old.name: new.name for old, new in zip(held.columns, columns, strict=True)}
         return replace(held, columns=columns, key=tuple(names[name] for name in held.key))
 
-    lsn = np.array(kept.commit_lsn, np.uint64)
-    chunk = Decoder(as_sent).decode(replayed(lsn, [kept.relation] * len(lsn), kept.messages))
-    return [_renamed(changes, held) for changes in chunk.changes]
+    relations = [kept.relation] * len(kept.messages)
+    chunk = Decoder(as_sent).decode(replayed(kept.commit_lsn, kept.commit_time, kept.xid, relations, kept.messages))
+    return [replace(_renamed(changes, held), earlier=kept.earlier) for changes in chunk.changes]
 
 
 def _renamed(changes: ChangeSet, held: Relation) -> ChangeSet:
@@ -225,13 +237,16 @@ def _runs(rows: pa.Table) -> Iterator[Kept]:
     attnums: list[Any] = rows.column("attnums").to_pylist()
     commit_lsn: list[Any] = rows.column("commit_lsn").to_pylist()
     messages: list[Any] = rows.column("change").to_pylist()
+    xid: list[Any] = rows.column("xid").to_pylist()
+    commit_time: list[Any] = rows.column("commit_time").cast(pa.int64()).to_pylist()
     start = 0
     for end in range(1, len(relations) + 1):
         if end < len(relations) and (relations[end], attnums[end]) == (relations[start], attnums[start]):
             continue
         numbers = attnums[start]
         known = None if numbers is None else tuple(int(text) for text in numbers.split(",") if text)
-        yield Kept(relations[start], known, commit_lsn[start:end], messages[start:end])
+        of = slice(start, end)
+        yield Kept(relations[start], known, commit_lsn[of], messages[of], xid[of], commit_time[of], 0)
         start = end
 
 

@@ -51,7 +51,8 @@ FINAL_LSN: Final = 3
 POSITION: Final = 4
 COMMIT_TIME: Final = 5
 TRANSACTIONS: Final = 6
-STATE: Final = 7
+BEGUN: Final = 7
+STATE: Final = 8
 
 _POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 _MAX_DAYS: Final = 106_751_991
@@ -84,12 +85,13 @@ def _i64(buf: Any, at: Any) -> Any:
 
 
 @_kernel
-def scan_frames(buf: Any, state: Any, oids: Any, layouts: Any, kind: Any, body: Any, end: Any, layout: Any, lsn: Any) -> Any:
+def scan_frames(buf: Any, state: Any, oids: Any, layouts: Any, begun: Any, kind: Any, body: Any, end: Any, layout: Any, lsn: Any) -> Any:
     """Walk frames from ``state[AT]``; note each I, U, D; stop at R and T (the caller reads those and calls again).
 
     ``oids`` (sorted int64) and ``layouts`` (int32) map a relation OID to the caller's number for it. Per change are written, from
     ``state[COUNT]`` on: ``kind`` (the message byte), ``body`` and ``end`` (where what follows the OID begins and ends), ``layout`` and
-    ``lsn`` (Begin.final_lsn). Room for one change per 4 bytes of ``buf`` is always enough. On RELATION and TRUNCATED
+    ``lsn`` (Begin.final_lsn). Room for one change per 4 bytes of ``buf`` is always enough. Per Begin is written, from ``state[BEGUN]``
+    on, a row of ``begun``: final LSN, commit time (µs since 1970), xid; room for one per 25 bytes is enough. On RELATION and TRUNCATED
     ``state[AT]`` is past the frame, and ``body[count]``, ``end[count]`` frame the message; on an error ``state[AT]`` is at the frame.
     """
     size = buf.shape[0]
@@ -144,6 +146,10 @@ def scan_frames(buf: Any, state: Any, oids: Any, layouts: Any, kind: Any, body: 
                 break
             state[OPEN] = 1
             state[FINAL_LSN] = _i64(buf, first + 1)
+            begun[state[BEGUN], 0] = state[FINAL_LSN]
+            begun[state[BEGUN], 1] = _i64(buf, first + 9) + _POSTGRES_EPOCH_US
+            begun[state[BEGUN], 2] = _u32(buf, first + 17)
+            state[BEGUN] += 1
         elif what == 67:  # C: flags, commit LSN, end LSN, commit time
             if state[OPEN] == 0 or length != 26 or _i64(buf, first + 2) != state[FINAL_LSN]:
                 status = BAD_COMMIT

@@ -7,8 +7,8 @@ Source: PostgreSQL documentation 54.9, Logical Replication Message Formats; repl
 """
 
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,12 +18,13 @@ import pyarrow as pa
 from icelake.errors import Corrupt, UnsupportedTable, ValueOutOfContract
 from icelake.model.lsn import format_lsn
 from icelake.model.relation import TABLEOID, Relation, TableId
-from icelake.ports import ChangeSet, Chunk, RawChanges, arrow_schema
+from icelake.ports import ChangeSet, Chunk, RawChanges, Transactions, arrow_schema
 from icelake.sources.postgres import kernels
 from icelake.sources.postgres.values import Fields, Reader, read_only, reader
 
 _LARGEST: Final = 2**31 - 64
 _U64: Final = 2**64 - 1
+_POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 _TRUNCATE: Final = ord("T")
 _UPDATE, _DELETE = 1, 2
 _WHY: Final[dict[int, str]] = {
@@ -220,7 +221,9 @@ class Decoder:
         self._relations = relations
         self._known = _Known()
         self._open = False
-        self._final_lsn = 0
+        self._begun = np.zeros((0, 3), np.int64)
+        """The transaction that is open, as ``kernels.scan_frames`` notes it; empty if none is."""
+        self._counted: Mapping[TableId, Counted] = {}
 
     @property
     def open(self) -> bool:
@@ -239,11 +242,16 @@ class Decoder:
         known = self._known
         state = np.zeros(kernels.STATE, np.int64)
         state[kernels.OPEN] = self._open
-        state[kernels.FINAL_LSN : kernels.FINAL_LSN + 1].view(np.uint64)[0] = self._final_lsn
+        state[kernels.BEGUN] = len(self._begun)
+        if self._open:
+            state[kernels.FINAL_LSN] = self._begun[0, 0]
+        # As with the log: far more than is used.
+        begun = np.empty((len(self._begun) + size // 25 + 1, 3), np.int64)
+        begun[: len(self._begun)] = self._begun
         log = _Log.sized(size // 4 + 2)
         while True:
             status = kernels.scan_frames(
-                buffer, state, known.oids, known.current, log.kind, log.body, log.end, log.layout, log.lsn.view(np.int64)
+                buffer, state, known.oids, known.current, begun, log.kind, log.body, log.end, log.layout, log.lsn.view(np.int64)
             )
             if status == kernels.DONE:
                 break
@@ -253,7 +261,10 @@ class Decoder:
                 _truncate(known, _message(buffer, log, state), log, state)
             else:
                 raise _corrupt(status, int(state[kernels.AT]), state)
-        changes, raw = _change_sets(buffer, known, log, state)
+        begun = begun[: int(state[kernels.BEGUN])].copy()
+        transactions_of = Transactions(begun[:, 0].astype(np.uint64), begun[:, 2].copy(), begun[:, 1].copy())
+        counted = dict(self._counted)
+        changes, raw = _change_sets(buffer, known, log, state, transactions_of, counted)
         transactions = int(state[kernels.TRANSACTIONS])
         chunk = Chunk(
             changes=changes,
@@ -266,7 +277,8 @@ class Decoder:
         )
         self._known = known.without_old()
         self._open = chunk.open
-        self._final_lsn = int(state[kernels.FINAL_LSN]) & _U64
+        self._begun = begun[len(begun) - 1 :] if chunk.open else begun[:0]
+        self._counted = counted if chunk.open else {}
         return chunk
 
     def _relation(self, known: _Known, message: bytes) -> _Known:
@@ -333,8 +345,33 @@ def _corrupt(status: int, at: int, state: npt.NDArray[np.int64]) -> Corrupt:
     return Corrupt("CHANGE_STREAM_CORRUPT", what, _WHY[status], _RETRY)
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A table's changes that were seen last: the commit LSN of their transaction, and how many it made until then."""
+
+    lsn: int = -1
+    count: int = 0
+
+    def before(self, commit_lsn: Sequence[int] | npt.NDArray[np.uint64]) -> int:
+        """How many changes the transaction of the first of these made before."""
+        return self.count if len(commit_lsn) and int(commit_lsn[0]) == self.lsn else 0
+
+    def then(self, commit_lsn: npt.NDArray[np.uint64]) -> "Counted":
+        """After these, which follow."""
+        if not len(commit_lsn):
+            return self
+        last = int(commit_lsn[-1])
+        here = len(commit_lsn) - int(np.searchsorted(commit_lsn, commit_lsn[-1]))
+        return Counted(last, here + (self.count if last == self.lsn else 0))
+
+
 def _change_sets(
-    buffer: npt.NDArray[np.uint8], known: _Known, log: _Log, state: npt.NDArray[np.int64]
+    buffer: npt.NDArray[np.uint8],
+    known: _Known,
+    log: _Log,
+    state: npt.NDArray[np.int64],
+    transactions: Transactions,
+    counted: dict[TableId, Counted],
 ) -> tuple[list[ChangeSet], list[RawChanges]]:
     """The noted changes as one ChangeSet (or RawChanges) a layout, in the order each first appears."""
     count = int(state[kernels.COUNT])
@@ -352,17 +389,22 @@ def _change_sets(
     for _, g in present:
         layout, rows = known.layouts[g], order[edges[g] : edges[g + 1]]
         if isinstance(layout, _RawLayout):
-            raw.append(_raw_changes(buffer, layout, log, rows))
+            raw.append(_raw_changes(buffer, layout, log, rows, transactions))
             continue
         try:
-            decoded.append(_change_set(buffer, layout, log, rows, state))
+            changes = _change_set(buffer, layout, log, rows, state)
         except ValueOutOfContract as error:
             error.table = str(layout.relation.id)
             raise
+        seen = counted.get(layout.relation.id, Counted())
+        counted[layout.relation.id] = seen.then(changes.commit_lsn)
+        decoded.append(replace(changes, transactions=transactions, earlier=seen.before(changes.commit_lsn)))
     return decoded, raw
 
 
-def _raw_changes(buffer: npt.NDArray[np.uint8], layout: _RawLayout, log: _Log, rows: npt.NDArray[np.int32]) -> RawChanges:
+def _raw_changes(
+    buffer: npt.NDArray[np.uint8], layout: _RawLayout, log: _Log, rows: npt.NDArray[np.int32], transactions: Transactions
+) -> RawChanges:
     messages = []
     for row in rows.tolist():
         if log.kind[row] == _TRUNCATE:
@@ -371,7 +413,7 @@ def _raw_changes(buffer: npt.NDArray[np.uint8], layout: _RawLayout, log: _Log, r
             # What the log frames begins behind the message's kind and OID.
             messages.append(buffer[int(log.body[row]) - 5 : int(log.end[row])].tobytes())
     relation = layout.relation
-    return RawChanges(relation.table, log.lsn[rows], layout.text, relation.attnums, pa.array(messages, pa.binary()))
+    return RawChanges(relation.table, log.lsn[rows], layout.text, relation.attnums, pa.array(messages, pa.binary()), transactions)
 
 
 def truncate_message(oid: int) -> bytes:
@@ -379,8 +421,10 @@ def truncate_message(oid: int) -> bytes:
     return struct.pack("!cIBI", b"T", 1, 0, oid)
 
 
-def replayed(commit_lsn: npt.NDArray[np.uint64], relations: Sequence[bytes], messages: Sequence[bytes]) -> bytes:
-    """Frames a ``Decoder`` takes, of changes that were kept raw: each run of one commit LSN is a transaction."""
+def replayed(
+    commit_lsn: Sequence[int], commit_time: Sequence[int], xid: Sequence[int], relations: Sequence[bytes], messages: Sequence[bytes]
+) -> bytes:
+    """Frames a ``Decoder`` takes, of changes that were kept raw: each run of one commit LSN is a transaction. Times: µs since 1970 UTC."""
     out = bytearray()
     last: int | None = None
     relation = b""
@@ -393,11 +437,11 @@ def replayed(commit_lsn: npt.NDArray[np.uint64], relations: Sequence[bytes], mes
         if last is not None:
             frame(struct.pack("!cBQQq", b"C", 0, last, last, 0))
 
-    for lsn, under, message in zip(commit_lsn.tolist(), relations, messages, strict=True):
+    for lsn, time, number, under, message in zip(commit_lsn, commit_time, xid, relations, messages, strict=True):
         if lsn != last:
             commit()
             last = lsn
-            frame(struct.pack("!cQqI", b"B", lsn, 0, 0))
+            frame(struct.pack("!cQqI", b"B", lsn, time - _POSTGRES_EPOCH_US, number))
         if under != relation:
             relation = under
             frame(relation)
