@@ -23,6 +23,7 @@ from icelake.engines.duckdb import DuckDBEngine, TableAt, named
 from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable, UnsupportedTable
 from icelake.ingest.applier import LEFT_OUT, Applier, Progress, Settings
 from icelake.ingest.control import snapshot_of
+from icelake.model.history import HISTORY, HISTORY_OF, HistoryNote, mirror_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
 from icelake.model.layout import Layout
 from icelake.model.lsn import format_lsn, parse_lsn
@@ -255,6 +256,7 @@ class Lakehouse:
                 retention=self._retention(),
             ),
             self._layout,
+            self._history,
         )
         try:
             yield applier
@@ -275,6 +277,14 @@ class Lakehouse:
         wanted = self._table_settings(relation)
         if wanted is None:
             return relation
+        if wanted.history and relation.partitioned:
+            return Refusal(
+                relation.schema,
+                relation.name,
+                "HISTORY_OF_PARTITIONED",
+                "it is partitioned, and a history cannot say yet that a partition was emptied",
+                "take history off the table",
+            )
         chosen = choose(relation, wanted.out_of_range, wanted.columns, exact=str(relation.id) in self.project.tables)
         if isinstance(chosen, Refusal):
             return chosen
@@ -299,6 +309,10 @@ class Lakehouse:
     def _layout(self, relation: Relation) -> Layout:
         settings = self._table_settings(relation)
         return settings.layout if settings is not None else Layout()
+
+    def _history(self, relation: Relation) -> bool:
+        settings = self._table_settings(relation)
+        return settings is not None and settings.history
 
     def _retention(self) -> Policy:
         retention = self.project.retention
@@ -339,7 +353,7 @@ class Lakehouse:
             ) as engine:
                 return engine.query(sql, where.tables)
         except ProjectError as error:
-            absent = {str(table) for source in self.project.sources for table, _ in self._mirrors(source)} - set(where.tables)
+            absent = {str(table) for source in self.project.sources for table, _ in self._readable(source)} - set(where.tables)
             if error.code == "SQL_UNKNOWN_TABLE" and (meant := named(sql, absent)):
                 raise Refused(
                     "TABLE_NOT_IN_CUT",
@@ -363,7 +377,7 @@ class Lakehouse:
             if cut is None:
                 continue
             found = cut
-            for table, loaded in self._mirrors(source):
+            for table, loaded in self._readable(source):
                 snapshot = cut.tables.get(str(table))
                 if snapshot is not None:
                     tables[str(table)] = (loaded.metadata_location, snapshot)
@@ -384,7 +398,7 @@ class Lakehouse:
         if not at.isdigit():
             return None
         for source in self.project.sources:
-            for table, loaded in self._mirrors(source):
+            for table, loaded in self._readable(source):
                 if any(snapshot["snapshot-id"] == int(at) for snapshot in loaded.metadata["snapshots"]):
                     return At({str(table): (loaded.metadata_location, int(at))}, {table: int(at)}, None)
         return None
@@ -408,12 +422,17 @@ class Lakehouse:
         return cut if cut is not None and cut.lsn else None
 
     def _mirrors(self, source: str) -> list[tuple[TableId, LoadedTable]]:
+        return [(table, one) for table, one in self._readable(source) if HISTORY not in one.metadata["properties"]]
+
+    def _readable(self, source: str) -> list[tuple[TableId, LoadedTable]]:
+        """The mirrors of a source and their histories."""
         try:
             ident = self._catalog.load(control_table(source)).metadata["properties"][SOURCE]
         except NoSuchTable:
             return []
         loaded = [(table, self._catalog.load(table)) for table in self._catalog.tables() if table.namespace != CONTROL_NAMESPACE]
-        return [(table, one) for table, one in loaded if one.metadata["properties"].get(SOURCE) == ident]
+        ours = [(table, one, one.metadata["properties"]) for table, one in loaded]
+        return [(table, one) for table, one, properties in ours if properties.get(SOURCE) == ident or mirror_of(properties, ident)]
 
     def cuts(self) -> list[Json]:
         """The cuts that are kept, newest first."""
@@ -432,20 +451,20 @@ class Lakehouse:
         ]
 
     def tables(self) -> list[Json]:
-        """Each mirror: rows, files and bytes at its head, and how far it is."""
+        """Each mirror and history: rows, files and bytes at its head, and how far it is."""
         out: list[Json] = []
         for source in self.project.sources:
             cut = self._present(source)
-            for table, loaded in self._mirrors(source):
+            for table, loaded in self._readable(source):
                 out.append(self._table(source, table, loaded, cut))
         return sorted(out, key=lambda table: table["name"])
 
     def table(self, name: str) -> Json:
-        """One mirror in detail: columns with their PostgreSQL types, key, snapshots. Raises ProjectError."""
+        """One mirror or history in detail: columns with their PostgreSQL types, key, snapshots. Raises ProjectError."""
         names = {}
         for source in self.project.sources:
             cut = self._present(source)
-            for table, loaded in self._mirrors(source):
+            for table, loaded in self._readable(source):
                 names[str(table)] = (source, table, loaded, cut)
         found = names.get(name) or names.get(f"public.{name}")
         if found is None:
@@ -477,9 +496,17 @@ class Lakehouse:
         summary = head["summary"] if head else {}
         in_cut = cut is not None and str(table) in cut.tables
         parked = Parking.read(metadata["properties"])
+        note = HistoryNote.read(metadata["properties"]) if HISTORY in metadata["properties"] else None
+        state = "following" if in_cut else "parked" if parked is not None else "loading"
+        mirror = metadata["properties"].get(HISTORY_OF, "").partition("/")[2]
+        if mirror and cut is not None and not in_cut:
+            # It goes with its mirror, unless the project does not want it any more.
+            state = "stopped" if mirror in cut.tables else "parked" if mirror in cut.parked else "loading"
         return {
             "name": str(table),
             "source": source,
+            "history_of": mirror or None,
+            "since": None if note is None else format_lsn(note.since),
             "rows": int(summary.get("total-records", 0)) - int(summary.get("total-position-deletes", 0)),
             "files": int(summary.get("total-data-files", 0)),
             "delete_files": int(summary.get("total-delete-files", 0)),
@@ -488,7 +515,7 @@ class Lakehouse:
             "snapshot": head["snapshot-id"] if head else None,
             "lsn": format_lsn(cut.lsn) if cut and in_cut else None,
             "changed": _time(head["timestamp-ms"] / 1e3) if head else None,
-            "state": "following" if in_cut else "parked" if parked is not None else "loading",
+            "state": state,
             "parked": None if parked is None else json.loads(parked.dump()),
             "load": metadata["properties"].get(LOAD) if not in_cut else None,
             "location": metadata["location"],

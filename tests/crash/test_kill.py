@@ -54,9 +54,10 @@ def server() -> Iterator[Postgres]:
         yield running
 
 
-def equal(lake: Lake) -> None:
+def equal(lake: Lake, *histories: str) -> None:
     code, report = lake.run("verify")
     assert report["equal"], report
+    assert [history["name"] for history in report["histories"]] == list(histories)
     assert code == 0
     assert {table["name"] for table in report["tables"]} == {"public.account", "public.entry", "public.audit"}
 
@@ -79,7 +80,8 @@ def test_killed_while_following(server: Postgres, tmp_path: Path, fault: str) ->
 
 
 def test_killed_again_and_again(server: Postgres, tmp_path: Path) -> None:
-    with lake(tmp_path, server) as one, Trader(server.dsn):
+    """With a history beside it, which every commit moves with its mirror."""
+    with lake(tmp_path, server, '[tables."public.account"]\nhistory = true\n') as one, Trader(server.dsn):
         for fault in ("catalog.commit:after:5", "stream.confirm:before:2", "storage.flush:before:4", "index.append:after:2"):
             one.die(fault, "sync", "--follow", seconds=90)
-        equal(one)
+        equal(one, "public.account_history")

@@ -153,10 +153,10 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "        after = self._send([self._control.fence(), change])\n        if after is None:\n"
-                '            return Progress("retry", position=self.position)\n        followed.done(after[1])\n',
-                "        after = self._send([change])\n        if after is None:\n"
-                '            return Progress("retry", position=self.position)\n        followed.done(after[0])\n',
+                "        after = self._send([self._control.fence(), *parts])\n        if after is None:\n"
+                '            return Progress("retry", position=self.position)\n        followed.done(after[1:])\n',
+                "        after = self._send(parts)\n        if after is None:\n"
+                '            return Progress("retry", position=self.position)\n        followed.done(after)\n',
             ),
         ),
     ),
@@ -252,11 +252,7 @@ _ALL = (
     Bug(
         "cut names the snapshot before",
         "a cut is one position at which all tables are consistent",
-        (
-            Patch(
-                APPLIER, "                head = _new_snapshot(change) or head\n", "                head = head or _new_snapshot(change)\n"
-            ),
-        ),
+        (Patch(APPLIER, "made.get(table.id) or table.snapshot_id", "table.snapshot_id or made.get(table.id)"),),
     ),
     Bug(
         "cut for verify not exact",
@@ -490,12 +486,12 @@ _ALL = (
     Bug(
         "parked table stays in the cut",
         "a parked table leaves the cut: its mirror stands still",
-        (Patch(APPLIER, "in self._control.cut.tables.items() if name not in map(str, notes)}", "in self._control.cut.tables.items()}"),),
+        (Patch(APPLIER, "        heads = self._heads_without(map(str, notes))\n", "        heads = dict(self._control.cut.tables)\n"),),
     ),
     Bug(
         "spool not emptied by the replay",
         "what was replayed is gone from the spool in the same commit",
-        (Patch(APPLIER, "self._unpark(change, parked.emptied(), heads)", "self._unpark(change, None, heads)"),),
+        (Patch(APPLIER, "[*parts[1:], *([emptied] if emptied is not None else [])]", "parts[1:]"),),
     ),
     Bug(
         "replayed only in part",
@@ -548,6 +544,35 @@ _ALL = (
                 MEND,
                 "            inside = np.flatnonzero(self._inside(keys, lower, upper))\n",
                 "            inside = np.arange(len(unseen))\n",
+            ),
+        ),
+    ),
+    Bug(
+        "history without what was not sent",
+        "every row of a history is whole, also one that a later change of its chunk hides",
+        (Patch(FOLLOWED, "self.history.changed(changes, kind, table)", "self.history.changed(changes, kind, changes.new.take(rows))"),),
+    ),
+    Bug(
+        "history without what a comparison removed",
+        "every effect on a mirror is a row of its history: so is what is mended",
+        (Patch(MEND, "                self._tell(keys.take(inside), None)\n", ""),),
+    ),
+    Bug(
+        "history without what a batch undid",
+        "every change is a row, also if its mirror is as before",
+        (Patch(FOLLOWED, " and not (self.history is not None and self.history.pending)", ""),),
+    ),
+    Bug(
+        "places counted anew in each chunk",
+        "a change's place is that among all of its transaction's",
+        (Patch(PGOUTPUT, "earlier=seen.before(changes.commit_lsn)", "earlier=0"),),
+    ),
+    Bug(
+        "history goes on after a gap",
+        "a history that is not in step with its mirror begins anew",
+        (
+            Patch(
+                APPLIER, "        if not in_step(loaded, mirror):\n", "        if not history.note.last and not in_step(loaded, mirror):\n"
             ),
         ),
     ),

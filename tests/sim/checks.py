@@ -6,13 +6,17 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
+from icelake.model.history import history_of
 from icelake.model.ident import control_table
 from icelake.model.load import LoadState
 from icelake.model.lsn import parse_lsn
 from icelake.model.parking import PARKED, SUFFIX, Parking, spool_of
 from icelake.ports import LoadedTable, TableChange
+from tests.sim.history import SUFFIX as HISTORY
+from tests.sim.history import Histories
 from tests.sim.lake import Json, Lake
 from tests.sim.postgres import Key, Row, Rows, Table, parsed_key
 from tests.sim.world import Broken, Hold, Process, World
@@ -27,6 +31,7 @@ class Checks:
     def __init__(self, world: World, source: str, thorough: bool) -> None:
         self.world = world
         self.lake = Lake(world.machine)
+        self.histories = Histories(world.postgres, self.lake)
         self.control = control_table(source)
         self.thorough = thorough
         self.row_ids: Births = {}
@@ -96,7 +101,8 @@ class Checks:
             and position > hold.lsn
         ):
             raise Broken(f"a cut at {position:X} while one at {hold.lsn:X} is promised")
-        tables: dict[str, int] = json.loads(summary["icelake.cut"])
+        cut: dict[str, int] = json.loads(summary["icelake.cut"])
+        tables = self.mirrors(cut)
         parked: dict[str, str] = json.loads(summary.get(PARKED, "{}"))
         if parked.keys() & tables.keys():
             raise Broken(f"parked and in the cut: {parked.keys() & tables.keys()}")
@@ -110,13 +116,49 @@ class Checks:
                 loads = self.loads.setdefault(str(change.id), [])
                 if not loads or loads[-1][1] != lsn:
                     loads.append((loaded.metadata["last-sequence-number"], lsn))
-        if self.rng.random() < 0.25 or self.thorough:
+        chosen = self.rng.random() < 0.25 or self.thorough
+        if chosen:
             self.check_cut(tables, position, touched & set(tables))
         for name in touched - set(tables) - {str(self.control)}:
-            if not name.endswith(SUFFIX):
+            if not name.endswith((SUFFIX, HISTORY)):
                 self.loading(name, position)
+        for name in sorted(self.world.postgres.tables):
+            if name in touched or name + HISTORY in touched:
+                self.history(name, cut, position, whole=chosen)
         for name in parked:
             self.spool(name, position)
+
+    def mirrors(self, cut: Mapping[str, int]) -> dict[str, int]:
+        """The tables of a cut without the histories."""
+        return {name: at for name, at in cut.items() if name in self.world.postgres.tables}
+
+    def history(self, name: str, cut: Mapping[str, int], position: int, whole: bool) -> None:
+        """A history that says that it is in step with its mirror is; one that is kept moves whenever its mirror does."""
+        table = self.world.postgres.tables[name]
+        ident = history_of(table.relation.id)
+        if ident not in self.world.server.tables():
+            return
+        mirror, loaded = self.world.server.load(table.relation.id).metadata, self.world.server.load(ident).metadata
+        at, main, main_of_history = json.loads(loaded["properties"]["icelake.history"])["mirror"], head(mirror), head(loaded)
+        step = main
+        while step is not None and step["snapshot-id"] != at:
+            if step["summary"]["operation"] != "replace":
+                if str(ident) in cut:
+                    raise Broken(f"{ident} is in the cut and has not moved with its mirror")
+                return
+            step = next((s for s in mirror["snapshots"] if s["snapshot-id"] == step.get("parent-snapshot-id")), None)
+        if not whole or main is None or main_of_history is None:
+            return
+        what = f"at {position:X}"
+        rows = self.replay(name, main["snapshot-id"], main_of_history["snapshot-id"], what)
+        if str(ident) in cut:
+            self.histories.complete(table, mirror, loaded, rows, position, what)
+
+    def replay(self, name: str, at: int, history_at: int, what: str) -> list[Mapping[str, Any]]:
+        """At these snapshots the history gives its mirror. Its rows."""
+        table = self.world.postgres.tables[name]
+        mirror, history = (self.world.server.load(one).metadata for one in (table.relation.id, history_of(table.relation.id)))
+        return self.histories.check(table, mirror, at, history, history_at, what)
 
     def spool(self, name: str, position: int) -> None:
         """What is kept of a parked table is every change since it was parked, once, in order."""
@@ -160,7 +202,7 @@ class Checks:
             raise Broken("a hold was answered with a cut that is not there")
         tables: dict[str, int] = json.loads(snapshot["summary"]["icelake.cut"])
         truth = self.world.postgres.state_before(hold.lsn)
-        for name, snapshot_id in tables.items():
+        for name, snapshot_id in self.mirrors(tables).items():
             self.compare(name, snapshot_id, truth[name], f"the cut for verify at {hold.lsn:X}", hold.lsn)
         lease = next((lease for lease in self.world.server.leases() if lease.id == lease_id), None)
         if lease is None or {str(table): at for table, at in lease.snapshots.items()} != tables:
@@ -299,7 +341,7 @@ class Checks:
 
     # ---------------------------------------------------------------------------------------------------- at the end
 
-    def finish(self, wanted: Sequence[str]) -> None:
+    def finish(self, wanted: Sequence[str], historic: Collection[str]) -> None:
         """Everything that is kept can be read and is true; the mirror equals the source."""
         world = self.world
         control = world.server.load(self.control).metadata
@@ -307,7 +349,11 @@ class Checks:
         for snapshot in snapshots:
             summary = snapshot["summary"]
             position = parse_lsn(summary["icelake.lsn"]) if "icelake.lsn" in summary else 0
-            self.check_cut(json.loads(summary["icelake.cut"]), position)
+            cut = json.loads(summary["icelake.cut"])
+            self.check_cut(self.mirrors(cut), position)
+            for name, at in self.mirrors(cut).items():
+                if name + HISTORY in cut:
+                    self.replay(name, at, cut[name + HISTORY], f"the cut at {position:X}")
             self.lake.contents(control, snapshot["snapshot-id"], ["note"])
         for name in wanted:
             table_id = world.postgres.tables[name].relation.id
@@ -320,10 +366,12 @@ class Checks:
             if stored is None or json.loads(stored) != loaded.metadata:
                 raise Broken(f"{table}: {loaded.metadata_location} is not the metadata the catalog has")
         newest = json.loads(snapshots_head(control)["summary"]["icelake.cut"])
-        lacking = set(wanted) - set(newest)
+        lacking = {*wanted, *(name + HISTORY for name in historic if name in wanted)} - set(newest)
+        for name in wanted:
+            self.history(name, newest, world.postgres.history.ends[-1], whole=True)
         if lacking:
             raise Broken(f"not in the last cut: {', '.join(sorted(lacking))}")
-        for name, snapshot_id in newest.items():
+        for name, snapshot_id in self.mirrors(newest).items():
             main = head(world.server.load(world.postgres.tables[name].relation.id).metadata)
             assert main is not None
             self.compare(name, main["snapshot-id"], world.postgres.now[name], "the end")
@@ -331,7 +379,7 @@ class Checks:
         for lease_id, tables, lsn in self.leased:
             if any(lease.id == lease_id for lease in world.server.leases()):
                 truth = world.postgres.state_before(lsn)
-                for name, snapshot_id in tables.items():
+                for name, snapshot_id in self.mirrors(tables).items():
                     self.compare(name, snapshot_id, truth[name], f"the leased cut at {lsn:X}", lsn)
 
 

@@ -71,6 +71,10 @@ class Schedule:
         tables += [table for table in make_keyless() if random.Random(f"{table.name} {seed}").random() < 0.35]
         self.names = [table.name for table in tables]
         self.wanted = list(self.names)
+        # Drawn apart: whether there is a history must not change what else happens.
+        self.moods = random.Random(f"history {seed}")
+        self.historic = {name for name in self.names if self.moods.random() < 0.4}
+        self.fickle = self.moods.choice(self.names)
         self.late_table = rng.random() < 0.4
         if self.late_table:
             self.wanted.remove(rng.choice(self.names))
@@ -117,6 +121,10 @@ class Schedule:
         world = self.world
         process = world.spawn()
         chance = random.Random(f"chance {self.seed} {process.number}")
+        if self.moods.random() < 0.25:
+            self.historic ^= {self.fickle}
+            world.say(f"histories of {', '.join(sorted(self.historic))}")
+        historic = frozenset(self.historic)
         applier = Applier(
             SOURCE,
             SimSource(world, process),
@@ -128,6 +136,7 @@ class Schedule:
             lambda table: SimIndexFiles(world, process, table),
             list(self.wanted),
             settings=self.settings,
+            history=lambda relation: str(relation.id) in historic,
         )
         running = Running(process, applier, chance)
         self.running.append(running)
@@ -311,7 +320,7 @@ class Schedule:
                     break
             else:
                 raise Broken(f"process {old.process.number} is a zombie and never notices")
-        self.checks.finish(self.wanted)
+        self.checks.finish(self.wanted, self.historic)
         if self.rng.random() < 0.15:
             self._refused()
 
@@ -368,7 +377,7 @@ class Schedule:
             world.time += 0.5
             applier.run_to(world.postgres.wal)
             if self._caught_up():
-                self.checks.finish(self.wanted)
+                self.checks.finish(self.wanted, self.historic)
                 return
         raise Broken("what was compared with the source did not become its mirror again")
 

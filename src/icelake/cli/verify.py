@@ -39,7 +39,11 @@ def run(args: argparse.Namespace) -> int:
         "different": "different",
     }
     output.records(result["tables"], headings, numbers=list(headings)[1:])
-    for table in result["tables"]:
+    if result.get("histories"):
+        replayed = {"name": "history", "rows": "rows", "replayed_rows": "replayed rows", "mirror_rows": "mirror rows"}
+        replayed |= {name: name for name in ("missing", "extra", "different")}
+        output.records(result["histories"], replayed, numbers=list(replayed)[1:])
+    for table in [*result["tables"], *result.get("histories", ())]:
         for sample in table.get("samples", ()):
             output.document({"table": table["name"], **sample})
     for skipped in result.get("skipped", ()):

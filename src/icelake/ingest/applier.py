@@ -9,7 +9,7 @@ threaded, so a simulator can play every schedule. The rules are docs/protocol.md
 batch, and the next step starts again from the control table with a new epoch; anything else that is raised is final.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -30,10 +30,12 @@ from icelake.errors import (
 )
 from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
-from icelake.ingest.followed import Followed, Keyed, check_member, follow, left_publication
+from icelake.ingest.followed import Followed, Keyed, check_member, follow, left_publication, new_snapshot, with_history
+from icelake.ingest.history import History, in_step, load_or_create
 from icelake.ingest.mend import Mending
 from icelake.ingest.parked import Parked, PastLimit, as_it_is, make_spool, note_change, replay
 from icelake.ingest.upkeep import plan_expiry
+from icelake.model.history import history_of, mirror_of
 from icelake.model.ident import publication_name, slot_name
 from icelake.model.layout import Layout
 from icelake.model.load import LoadState, leaf_bounds
@@ -60,6 +62,7 @@ from icelake.sources.postgres.choices import as_held
 from icelake.sources.postgres.schema import IS_PARTITION, altered_types, only_grew
 from icelake.sources.postgres.types import order
 from icelake.tables.expire import Policy
+from icelake.tables.history import evolved
 from icelake.tables.key_index import IndexFiles
 from icelake.tables.layout import layout_properties, partition_spec, sort_order
 from icelake.tables.schema import evolve, iceberg_schema, relation_of, table_properties
@@ -141,12 +144,15 @@ class Applier:
         judge: Callable[[Relation], Relation | Refusal] = lambda relation: relation,
         settings: Settings | None = None,
         layout: Callable[[Relation], Layout] = lambda _: Layout(),
+        history: Callable[[Relation], bool] = lambda _: False,
     ) -> None:
         """``tables`` and ``exclude``: ``schema.name`` or ``schema.*``. ``judge``: the relation with what the project chooses
 
         for its columns (of a table that is made now: what the lake holds stays), or what the project has against it.
 
-        ``layout``: how the project wants a table laid out. ``index_files``: where a table's key index is kept; None: in memory only.
+        ``layout``: how the project wants a table laid out. ``history``: whether it wants one of it.
+
+        ``index_files``: where a table's key index is kept; None: in memory only.
         """
         self.name = name
         self.settings = settings or Settings()
@@ -161,6 +167,7 @@ class Applier:
         self._exclude = frozenset(exclude)
         self._judge = judge
         self._layout = layout
+        self._wants_history = history
         self._control = Control(name, catalog, storage, clock, chance)
         self._identity: SourceIdentity
         self._slot = ""
@@ -171,6 +178,8 @@ class Applier:
         self._failures = 0
         self.followed: dict[TableId, Followed] = {}
         self.parked: dict[TableId, Parked] = {}
+        self._histories: dict[str, TableId] = {}
+        """``schema.name`` of a mirror -> its history, as far as the catalog has one, also one that is not kept any more."""
         self._troubles: dict[TableId, IcelakeError] = {}
         """Mirrors that must stop and are not parked yet."""
         self.refusals: Sequence[Refusal] = ()
@@ -216,9 +225,18 @@ class Applier:
                 for p in self.parked.values()
             ],
             "append_only": [str(table) for table, followed in self.followed.items() if followed.relation.identity == "none"],
+            "histories": [
+                {"table": str(history), "of": mirror, **self._history_status(mirror)} for mirror, history in self._histories.items()
+            ],
             "refused": [{"table": f"{r.schema}.{r.name}", "code": r.code, "why": r.why} for r in self.refusals],
             "rebuilt_indexes": [{"table": str(table), "why": why} for table, why in self.rebuilt_indexes.items()],
         }
+
+    def _history_status(self, mirror: str) -> Json:
+        followed = next((f for f in self.followed.values() if str(f.id) == mirror), None)
+        if followed is not None and followed.history is not None:
+            return {"state": "following", "since": format_lsn(followed.history.note.since)}
+        return {"state": "parked" if any(str(table) == mirror for table in self.parked) else "stopped", "since": None}
 
     def start(self) -> None:
         """Take the source over (epoch + 1), check that nothing is missing, and open tables, indexes and the stream.
@@ -284,6 +302,7 @@ class Applier:
     def _relations(self, mirrors: Mapping[TableId, LoadedTable]) -> list[Relation]:
         """What is to be followed. A mirror of which that cannot be said any more is left in ``_troubles``."""
         described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
+        described = self._without_histories(described, mirrors)
         refused = [entry for entry in described if isinstance(entry, Refusal)]
         known = {str(table): table for table in mirrors}
         for refusal in refused:
@@ -333,6 +352,20 @@ class Applier:
     def _judged(self, entry: Relation | Refusal) -> Relation | Refusal:
         return entry if isinstance(entry, Refusal) else self._judge(entry)
 
+    def _without_histories(self, described: Sequence[Relation | Refusal], mirrors: Iterable[TableId]) -> list[Relation | Refusal]:
+        """A table that comes to the source under the name of a history is not mirrored."""
+        wanted = [entry for entry in described if isinstance(entry, Relation) and self._wants_history(entry)]
+        taken = {history_of(entry.id): str(entry.id) for entry in wanted} | {history: of for of, history in self._histories.items()}
+        for table in mirrors:
+            taken.pop(table, None)
+        why, fix = "the lake has the history of {} under this name", "rename the table, or leave it out"
+        return [
+            Refusal(entry.schema, entry.name, "RESERVED_NAME", why.format(taken[entry.id]), fix)
+            if isinstance(entry, Relation) and entry.id in taken
+            else entry
+            for entry in described
+        ]
+
     def _excluded(self, entry: Relation | Refusal) -> bool:
         return self._excludes(entry.schema, entry.name)
 
@@ -342,6 +375,8 @@ class Applier:
     def _mirrors(self) -> dict[TableId, LoadedTable]:
         """The mirrors of this source that the catalog has."""
         loaded = [self._catalog.load(table) for table in self._catalog.tables() if table != self._control.id]
+        owners = {one.id: mirror_of(one.metadata["properties"], self._control.source) for one in loaded}
+        self._histories = {mirror: table for table, mirror in owners.items() if mirror is not None}
         return {one.id: one for one in loaded if one.metadata["properties"].get(SOURCE) == self._control.source}
 
     def renew(self) -> None:
@@ -364,7 +399,8 @@ class Applier:
         delta, change = self._control.advance(marker, self._control.cut.commit_time, {}, {})
         changes = [change]
         for table, mirror in mirrors.items():
-            part = self._distrusted(mirror, members.get(table, mirror.metadata["properties"][MEMBERSHIP]), marker)
+            part, *history = self._distrusted(mirror, members.get(table, mirror.metadata["properties"][MEMBERSHIP]), marker)
+            changes += history
             changes.append(replace(part, updates=[*part.updates, {"action": "remove-properties", "removals": [PARKED]}]))
             note = Parking.read(mirror.metadata["properties"])
             emptied = self._open_parked(mirror, note).emptied() if note is not None else None
@@ -490,25 +526,29 @@ class Applier:
 
     def _evolve(self, mirror: LoadedTable, relation: Relation, *, replacing: bool = False) -> LoadedTable:
         """The mirror with the schema its source has now."""
-        metadata = mirror.metadata
+        return self._reshaped(mirror, lambda metadata: evolve(metadata, relation, replacing=replacing))
+
+    def _reshaped(self, loaded: LoadedTable, plan: Callable[[Json], list[Json]]) -> LoadedTable:
+        """A table after the updates that are planned for its metadata; none: as it is."""
+        metadata = loaded.metadata
         try:
-            updates = evolve(metadata, relation, replacing=replacing)
+            updates = plan(metadata)
         except UnsupportedTable as error:
-            error.table = str(mirror.id)
+            error.table = str(loaded.id)
             raise
         if not updates:
-            return mirror
+            return loaded
         requirements = [
-            *as_it_is(mirror),
+            *as_it_is(loaded),
             {"type": "assert-current-schema-id", "current-schema-id": metadata["current-schema-id"]},
             {"type": "assert-last-assigned-field-id", "last-assigned-field-id": metadata["last-column-id"]},
         ]
         try:
-            after = commit(self._catalog, self._clock, [self._control.fence(), TableChange(mirror.id, requirements, updates)])
+            after = commit(self._catalog, self._clock, [self._control.fence(), TableChange(loaded.id, requirements, updates)])
         except CommitConflict:
             self._control.check()
-            now = self._catalog.load(mirror.id)
-            if evolve(now.metadata, relation, replacing=replacing):
+            now = self._catalog.load(loaded.id)
+            if plan(now.metadata):
                 raise
             return now  # it was done, and the answer was lost
         self._control.still_ours(after[0])
@@ -586,6 +626,8 @@ class Applier:
         if rebuilt:
             self.rebuilt_indexes[relation.id] = rebuilt
         followed.is_member(member)
+        if self._wants_history(relation):
+            followed.history = self._history(table, loaded)
         return followed
 
     def _open(self, mirror: LoadedTable) -> Table:
@@ -644,6 +686,36 @@ class Applier:
         if member is None:
             raise left_publication(relation.id)
         return member
+
+    def _history(self, table: Table, mirror: LoadedTable) -> History:
+        """The history of a mirror, in step with it and of its shape: made, or begun anew, if it is not there or is behind."""
+        loaded = load_or_create(self._catalog, mirror, self._control.source, self.position)
+        self._histories[str(mirror.id)] = loaded.id
+        loaded = self._reshaped(loaded, lambda metadata: evolved(loaded.id, metadata, mirror.metadata))
+        history = History(Table.open(loaded, self._storage, self._clock, self._chance))
+        heads, marker = dict(self._control.cut.tables), self._marker(self.position)
+        parts: list[TableChange] = []
+        if not in_step(loaded, mirror):
+            history.begin(table, max(self.position, LoadState.parse(mirror.metadata["properties"][LOAD]).newest))
+            parts = [history.prepare(marker, table.snapshot_id)]
+        if not parts and (str(mirror.id) not in heads or str(history.id) in heads):
+            return history
+        # Its mirror is in the cut, so it is from here on.
+        head = new_snapshot(parts[0]) if parts else history.table.snapshot_id
+        if str(mirror.id) in heads and head is not None:
+            heads[str(history.id)] = head
+        delta, change = self._control.advance(marker, self._control.cut.commit_time, heads, self._control.cut.parked)
+        self._storage.flush()
+        try:
+            after = commit(self._catalog, self._clock, [change, *parts, TableChange(mirror.id, as_it_is(mirror), [])])
+        except CommitConflict:
+            self._control.check()
+            raise
+        self._control.still_ours(after[0])
+        self._control.adopt(after[0], delta)
+        if parts:
+            history.done(after[1])
+        return history
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
         layout, schema = self._layout(relation), iceberg_schema(relation)
@@ -710,7 +782,7 @@ class Applier:
             notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, _head(mirrors[table]), replay)
             if replay:
                 make_spool(table, self._control.source, self._catalog)
-        heads = {name: head for name, head in self._control.cut.tables.items() if name not in map(str, notes)}
+        heads = self._heads_without(map(str, notes))
         codes = {**self._control.cut.parked, **{str(table): note.code for table, note in notes.items()}}
         delta, change = self._control.advance(self._marker(self.position), self._control.cut.commit_time, heads, codes)
         parts = [note_change(mirrors[table], note) for table, note in notes.items()]
@@ -727,6 +799,12 @@ class Applier:
         for loaded in after[1 : 1 + len(notes)]:
             self.parked[loaded.id] = self._open_parked(loaded, notes[loaded.id])
         self._troubles = {}
+
+    def _heads_without(self, names: Iterable[str]) -> dict[str, int]:
+        """The tables of the last cut but these and their histories."""
+        gone = set(names)
+        gone |= {str(history) for mirror, history in self._histories.items() if mirror in gone}
+        return {name: head for name, head in self._control.cut.tables.items() if name not in gone}
 
     # -------------------------------------------------------------------------------------------------- resuming
 
@@ -776,16 +854,16 @@ class Applier:
             for kept in parked.kept():
                 for changes in replay(kept, followed.relation):
                     followed.apply(changes)
-            change = followed.prepare(self._marker(self.position)) or followed.unchanged()
+            parts = followed.prepare(self._marker(self.position)) or [followed.unchanged()]
         except Refused:
             for location in followed.rollback():
                 self._storage.delete(location)
             raise
         heads = dict(self._control.cut.tables)
-        head = _new_snapshot(change) or followed.table.snapshot_id
-        if head is not None and followed.whole_at(self.position):
-            heads[str(parked.id)] = head
-        self._unpark(change, parked.emptied(), heads)
+        if followed.whole_at(self.position):
+            heads |= _heads(followed, parts)
+        emptied = parked.emptied()
+        self._unpark(parts[0], [*parts[1:], *([emptied] if emptied is not None else [])], heads)
 
     def _reload(self, table: TableId) -> None:
         """No row of the mirror is trusted: it leaves the cut, and range by range is compared with the source."""
@@ -798,17 +876,18 @@ class Applier:
         mirror = self._catalog.load(table)
         held, parked = relation_of(mirror.metadata), self.parked.get(table)
         same = (held.oid, held.identity, _key(held)) == (relation.oid, relation.identity, _key(relation))
-        heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table)}
+        heads = self._heads_without([str(table)])
         # First nothing of it is believed any more, then it may change its shape, then it goes on: a crash leaves it parked.
         why, fix = "a reload was begun and did not come to its end", f"`icelake resume {table} --reload`"
         note = Parking(self.position, "RELOAD_UNFINISHED", f"{table} is being compared with the source", why, fix, None, False)
-        distrusted = self._distrusted(mirror, member, self._marker(self.position), same=same)
-        self._settle(distrusted, note_change(mirror, note).updates, parked.emptied() if parked is not None else None, heads, note)
+        distrusted, *also = self._distrusted(mirror, member, self._marker(self.position), same=same)
+        emptied = parked.emptied() if parked is not None else None
+        self._settle(distrusted, note_change(mirror, note).updates, [*also, *([emptied] if emptied is not None else [])], heads, note)
         mirror = self._evolve(self._catalog.load(table), relation, replacing=True)
-        self._unpark(TableChange(table, as_it_is(mirror), []), None, heads)
+        self._unpark(TableChange(table, as_it_is(mirror), []), [], heads)
 
-    def _distrusted(self, mirror: LoadedTable, member: str, marker: Marker, *, same: bool = True) -> TableChange:
-        """The part of a commit after which no row of a mirror counts as loaded. ``same``: its rows are told apart as they were.
+    def _distrusted(self, mirror: LoadedTable, member: str, marker: Marker, *, same: bool = True) -> list[TableChange]:
+        """The parts of a commit after which no row of a mirror counts as loaded. ``same``: its rows are told apart as they were.
 
         Rows that no key tells apart cannot be compared one by one: they leave the lake, and are loaded. So it is if another program
         wrote, which may have written a key twice.
@@ -821,21 +900,33 @@ class Applier:
             same = False
         if note is not None and note.code in _DOUBTED:
             same = False
-        delta, state = table.delta(), LoadState.suspect()
+        delta, state, history = table.delta(), LoadState.suspect(), self._history_in_step(mirror)
         if not same or table.relation.identity != "key":
             delta.truncate()
             state = LoadState()
+            if history is not None:
+                history.reset(marker.lsn)
         # A snapshot of ours even if it changes nothing: what others wrote before it is compared like all the rest.
-        return delta.prepare(marker.summary(), {LOAD: state.dump(), MEMBERSHIP: member})
+        return with_history(delta.prepare(marker.summary(), {LOAD: state.dump(), MEMBERSHIP: member}), history, marker)
 
-    def _unpark(self, change: TableChange, emptied: TableChange | None, heads: Mapping[str, int]) -> None:
+    def _history_in_step(self, mirror: LoadedTable) -> History | None:
+        """The history of a mirror that is not opened, if one is kept and a replay of it gives the mirror; else it will begin anew."""
+        known = self._histories.get(str(mirror.id))
+        if known is None or not self._wants_history(relation_of(mirror.metadata)):
+            return None
+        loaded = self._catalog.load(known)
+        return History(Table.open(loaded, self._storage, self._clock, self._chance)) if in_step(loaded, mirror) else None
+
+    def _unpark(self, change: TableChange, also: Sequence[TableChange], heads: Mapping[str, int]) -> None:
         """``change`` of the mirror, its note removed, and a cut with ``heads``, in one commit."""
-        self._settle(change, [{"action": "remove-properties", "removals": [PARKED]}], emptied, heads, None)
+        self._settle(change, [{"action": "remove-properties", "removals": [PARKED]}], also, heads, None)
 
     def _settle(
-        self, change: TableChange, more: Sequence[Json], emptied: TableChange | None, heads: Mapping[str, int], note: Parking | None
+        self, change: TableChange, more: Sequence[Json], also: Sequence[TableChange], heads: Mapping[str, int], note: Parking | None
     ) -> None:
-        """One commit: ``change`` of a mirror with ``more`` updates, its spool emptied, a cut with ``heads`` and the mirror's ``note``."""
+        """One commit: ``change`` of a mirror with ``more`` updates, ``also`` its history's and its spool's, a cut with ``heads`` and
+
+        the mirror's ``note``."""
         name = str(change.id)
         codes = {other: code for other, code in self._control.cut.parked.items() if other != name}
         if note is not None:
@@ -843,7 +934,7 @@ class Applier:
         delta, control = self._control.advance(self._marker(self.position), self._control.cut.commit_time, heads, codes)
         self._storage.flush()
         try:
-            changes = [control, replace(change, updates=[*change.updates, *more]), *([emptied] if emptied is not None else [])]
+            changes = [control, replace(change, updates=[*change.updates, *more]), *also]
             after = commit(self._catalog, self._clock, changes)
         except CommitConflict:
             self._control.check()
@@ -981,25 +1072,25 @@ class Applier:
         # The interval runs from beginning to beginning: commits come once in it, however long one takes.
         self._last_commit = self._clock.monotonic()
         marker = self._marker(position)
-        touched: list[tuple[Followed, TableChange]] = []
+        touched: list[tuple[Followed, list[TableChange]]] = []
         heads: dict[str, int] = {}
         time = self._batch.time
         for followed in self.followed.values():
-            change = followed.prepare(marker)
-            head = followed.table.snapshot_id
-            if change is not None:
-                touched.append((followed, change))
-                head = _new_snapshot(change) or head
+            parts = followed.prepare(marker)
+            if parts:
+                touched.append((followed, parts))
             name = str(followed.id)
             known = name in self._control.cut.tables
-            if head is not None and (known or followed.whole_at(position)):
-                heads[name] = head
+            named = _heads(followed, parts)
+            if named and (known or followed.whole_at(position)):
+                heads |= named
                 if not known:
                     # Its rows were committed in the source before they were read: no later than the range was committed here.
                     time = max(time, followed.table.metadata["last-updated-ms"] * 1000)
         spools = [(p, p.prepare(marker, self.settings.parked_bytes, self.settings.parked_past_limit)) for p in self.parked.values()]
         control_delta, control_change = self._control.advance(marker, time, heads, self._control.cut.parked)
-        after = self._send([control_change, *(change for _, change in touched), *(change for _, changes in spools for change in changes)])
+        parts_of_all = [change for _, parts in (*touched, *spools) for change in parts]
+        after = self._send([control_change, *parts_of_all])
         if after is None:
             return Progress("retry", position=self.position)
         progress = Progress(
@@ -1010,7 +1101,7 @@ class Applier:
         )
         self._control.adopt(after[0], control_delta)
         rest = iter(after[1:])
-        unused = [location for followed, _ in touched for location in followed.done(next(rest))]
+        unused = [location for followed, parts in touched for location in followed.done([next(rest) for _ in parts])]
         for parked, changes in spools:
             unused += parked.done([next(rest) for _ in changes])
         for followed in self.followed.values():
@@ -1105,11 +1196,11 @@ class Applier:
                 self._must_be_on(read.timeline)
                 if interval.held:
                     assert isinstance(followed, Keyed)
-                    mending = Mending(followed)
+                    mending = Mending(followed, read.lsn)
                     rows = mending.rows(read.rows)
                     mending.finish(lower, read.upper.bound)
                 else:
-                    rows = followed.load_rows(read.rows)
+                    rows = followed.load_rows(read.rows, read.lsn)
                 followed.loaded_until(followed.load.loaded(lower, read.upper.bound, read.lsn))
         except UnsupportedTable as error:
             error.table = str(followed.id)
@@ -1117,12 +1208,12 @@ class Applier:
         except ValueOutOfContract as error:
             fix = f"change the value in PostgreSQL, or say what such values become (out_of_range); then `icelake resume {followed.id}`"
             raise ValueOutOfContract(error.code, error.what, error.why, fix, table=str(followed.id)) from None
-        change = followed.prepare(self._marker(self.position))
-        assert change is not None
-        after = self._send([self._control.fence(), change])
+        parts = followed.prepare(self._marker(self.position))
+        assert parts
+        after = self._send([self._control.fence(), *parts])
         if after is None:
             return Progress("retry", position=self.position)
-        followed.done(after[1])
+        followed.done(after[1:])
         self._commits += 1
         return Progress("load", rows=rows, position=self.position)
 
@@ -1130,11 +1221,15 @@ class Applier:
 
     def _compact(self, followed: Followed) -> None:
         change = followed.compact(self._marker(self.position))
-        if change is None:
-            return
-        after = self._send([self._control.fence(), change])
-        if after is not None:
-            followed.done(after[1])
+        if change is not None:
+            after = self._send([self._control.fence(), change])
+            if after is None:
+                return
+            followed.done(after[1:])
+        if followed.history is not None and (change := followed.history.compact(self._marker(self.position))) is not None:
+            after = self._send([self._control.fence(), change])
+            if after is not None:
+                followed.history.done(after[1])
 
     def _expire(self) -> Progress:
         # As the catalog has them now: a branch that someone made keeps files that main alone would not. The plan's requirements
@@ -1142,7 +1237,8 @@ class Applier:
         control = self._catalog.load(self._control.id)
         self._control.still_ours(control)
         spools = {p.spool.id: p.spool for p in self.parked.values() if p.spool is not None}
-        opened = {**{table: followed.table for table, followed in self.followed.items()}, **spools}
+        histories = {f.history.id: f.history.table for f in self.followed.values() if f.history is not None}
+        opened = {**{table: followed.table for table, followed in self.followed.items()}, **histories, **spools}
         tables = {table: self._catalog.load(table) for table in (*opened, *self.parked)}
         if any(table.snapshot_id != _head(tables[ident]) for ident, table in opened.items()):
             # Someone else committed: everything is opened anew, which follows rewrites and parks what else was changed.
@@ -1204,7 +1300,8 @@ class Applier:
 
     def _answer(self, hold: HoldRequest) -> None:
         cut = self._control.cut
-        tables = {followed.id: cut.tables[str(followed.id)] for followed in self.followed.values() if str(followed.id) in cut.tables}
+        named = [*self.followed, *(f.history.id for f in self.followed.values() if f.history is not None)]
+        tables = {table: cut.tables[str(table)] for table in named if str(table) in cut.tables}
         lease = self._catalog.lease(f"verify {hold.id}", tables, self.settings.hold_lease)
         self._desk.hold_answered(hold.id, cut.id, lease.id)
         self._hold = None
@@ -1226,10 +1323,12 @@ def _head(loaded: LoadedTable) -> int | None:
     return None if main is None else main["snapshot-id"]
 
 
-def _new_snapshot(change: TableChange) -> int | None:
-    """The snapshot a change makes, None if it makes none."""
-    found: list[int] = [update["snapshot"]["snapshot-id"] for update in change.updates if update["action"] == "add-snapshot"]
-    return found[0] if found else None
+def _heads(followed: Followed, parts: Sequence[TableChange]) -> dict[str, int]:
+    """The snapshots that a cut names of a table and its history after a commit with these parts; none while the table has none."""
+    made = {part.id: new_snapshot(part) for part in parts}
+    tables = [followed.table, *([followed.history.table] if followed.history is not None else [])]
+    heads = {str(table.id): made.get(table.id) or table.snapshot_id for table in tables}
+    return {} if heads[str(followed.id)] is None else {name: head for name, head in heads.items() if head is not None}
 
 
 def _key(relation: Relation) -> tuple[tuple[int, int, int, str], ...]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from icelake.errors import Corrupt, Refused, UnsupportedTable
 from icelake.ingest import collapse
+from icelake.ingest.history import History
 from icelake.ingest.keyorder import key_text, sortable
 from icelake.model.load import Interval, LoadState, leaf_bounds
 from icelake.model.marker import LOAD, MEMBERSHIP, Marker
@@ -64,6 +65,8 @@ class Followed(ABC):
         self.changes = 0
         self.membership = Membership.parse(table.metadata["properties"][MEMBERSHIP])
         self._next_membership = self.membership
+        self.history: History | None = None
+        """In step with the table, if one is kept: whatever is done to rows here is told there."""
 
     # ------------------------------------------------------------------------------------------------ changes
 
@@ -118,12 +121,14 @@ class Followed(ABC):
 
     # --------------------------------------------------------------------------------------------------- load
 
-    def load_rows(self, batches: Iterable[pa.RecordBatch]) -> int:
-        """Add rows read from the source to the running batch; how many."""
+    def load_rows(self, batches: Iterable[pa.RecordBatch], lsn: int) -> int:
+        """Add rows read from the source as of ``lsn`` to the running batch; how many."""
         count = 0
         for batch in _gathered(batches, LOAD_BYTES):
             self._begin()
             self._load(batch)
+            if self.history is not None:
+                self.history.loaded(batch, lsn)
             count += batch.num_rows
         return count
 
@@ -154,28 +159,32 @@ class Followed(ABC):
 
     # ------------------------------------------------------------------------------------------------- commit
 
-    def prepare(self, marker: Marker) -> TableChange | None:
-        """The batch as this table's part of a commit at ``marker``; None if the batch leaves the table as it is."""
+    def prepare(self, marker: Marker) -> list[TableChange]:
+        """The batch as a commit's parts at ``marker``: this table's, and its history's. Empty if it leaves the table as it is."""
         load = self._next_load.settled(marker.lsn)
         # Readers see a snapshot under the schema it was made with.
         head = self.table.snapshot(self.table.snapshot_id)
         shown = head is None or head["schema-id"] == self.table.metadata["current-schema-id"]
         still = shown and load == self.load and self._next_membership == self.membership
-        if still and (self.delta is None or self.delta.is_empty):
-            return None
+        # What a chunk did and undid is a history all the same.
+        if still and (self.delta is None or self.delta.is_empty) and not (self.history is not None and self.history.pending):
+            return []
         self._next_load = load
         properties = {**marker.summary(), LOAD: load.dump(), MEMBERSHIP: str(self._next_membership)}
-        return self._begin().prepare(marker.summary(), properties)
+        return with_history(self._begin().prepare(marker.summary(), properties), self.history, marker)
 
     def unchanged(self) -> TableChange:
         """A part of a commit that only demands that the table is as it was."""
         return self._begin().prepare({}, {})
 
-    def done(self, loaded: LoadedTable) -> list[str]:
-        """The commit with this table's part in it succeeded. Files that were written on the way and are in no snapshot."""
+    def done(self, after: Sequence[LoadedTable]) -> list[str]:
+        """The commit with these parts in it succeeded. Files that were written on the way and are in no snapshot."""
         assert self.delta is not None
         unused = list(self.delta.unused)
-        self.table.adopt(loaded, self.delta)
+        self.table.adopt(after[0], self.delta)
+        if len(after) > 1:
+            assert self.history is not None
+            unused += self.history.done(after[1])
         self.load = self._next_load
         self.membership = self._next_membership
         self._end()
@@ -195,6 +204,8 @@ class Followed(ABC):
     def rollback(self) -> list[str]:
         """Forget the batch. The files it wrote, which nobody knows if it was never sent to the catalog."""
         written = list(self.delta.written) if self.delta is not None else []
+        if self.history is not None:
+            written += self.history.rollback()
         self._next_load = self.load
         self._next_membership = self.membership
         self._index.rollback()
@@ -283,20 +294,24 @@ class Keyed(Followed):
             owed = self._follow(changes, kind)
             if owed is None:
                 return
-            self._owe(owed)
+            self._owe(owed, int(changes.commit_lsn[0]))
 
-    def _owe(self, keys: pa.RecordBatch) -> None:
+    def _owe(self, keys: pa.RecordBatch, lsn: int) -> None:
         """Rows came here from a part of the table that is not loaded, with values that were not sent: nobody here has them.
 
         So their keys are not loaded either: the rows are read again from the source, later than this change. What the lake holds
         under such a key goes, because the changes that would have removed it are dropped with the others.
         """
         hashes = self._hash(keys)
+        _, first = collapse.factorize(hashes, np.ones(len(hashes), np.bool_))
+        keys, hashes = keys.take(first), hashes[first]
         file_no, position, _ = self.index.lookup(hashes)
         there = np.flatnonzero(file_no >= 0)
         if len(there):
             self._begin().delete(file_no[there], position[there])
             self.index.remove(hashes[there])
+            if self.history is not None:
+                self.history.mended(keys.take(there), None, lsn)
         self._next_load = self._next_load.forget(key_text(keys, self.relation.key_columns), self.order)
 
     def _follow(self, changes: ChangeSet, kind: npt.NDArray[np.uint8]) -> pa.RecordBatch | None:
@@ -320,7 +335,8 @@ class Keyed(Followed):
             raise self._diverged(changes, bad)
 
         live = np.flatnonzero(net.current >= 0)
-        rows = net.current[live]
+        # A history has every row there was, the mirror those that are there at the end.
+        rows = np.flatnonzero(has_new) if self.history is not None else net.current[live]
         gone = np.flatnonzero(net.expected == collapse.PRESENT)
         delta = self._begin()
 
@@ -354,6 +370,10 @@ class Keyed(Followed):
                 column = pa.concat_arrays([column, *stored.column(field.name).chunks])
             taken.append(column.take(at))
         table = pa.RecordBatch.from_arrays(taken, schema=changes.new.schema)
+        if self.history is not None:
+            self.history.changed(changes, kind, table)
+            rows, every = net.current[live], rows
+            table = table.take(np.searchsorted(every, rows))
 
         row_ids = self._row_ids(net.origin[rows], file_no, position, row_id)
         if net.truncated:
@@ -376,6 +396,8 @@ class Keyed(Followed):
         if loaded and ((truncates >= np.uint64(min(loaded))) & (truncates < np.uint64(max(loaded)))).any():
             # Some ranges were read before the TRUNCATE and some after: the table (or the leaf) is loaded again from the start.
             self._truncate(changes)
+            if self.history is not None:
+                self.history.reset(int(truncates.max()))
             self._next_load = self._reloading(changes)
             return np.full(len(op), collapse.SKIP, np.uint8)
         intervals = self._next_load.intervals
@@ -472,6 +494,8 @@ class Multiset(Followed):
         if bad >= 0:
             verb = "updates" if changes.op[bad] == UPDATE else "deletes"
             raise self.error(f"change {bad} of a chunk {verb} a row that the lake does not hold")
+        if self.history is not None:
+            self.history.changed(changes, kind, changes.new.take(np.flatnonzero(kind < DELETE)))
         delta = self._begin()
         if net.truncated:
             self._truncate(changes)
@@ -525,6 +549,8 @@ class AppendOnly(Followed):
             )
         truncates = np.flatnonzero(kind == TRUNCATE)
         inserts = np.flatnonzero(kind == INSERT)
+        if self.history is not None:
+            self.history.changed(changes, kind, changes.new.take(inserts))
         if len(truncates):
             self._truncate(changes)
             inserts = inserts[inserts > truncates[-1]]
@@ -565,6 +591,17 @@ def follow(table: Table, files: IndexFiles | None) -> tuple[Followed, str]:
             return Multiset(table, bag), ""
         case "none":
             return AppendOnly(table, NoIndex()), ""
+
+
+def with_history(change: TableChange, history: History | None, marker: Marker) -> list[TableChange]:
+    """A mirror's part of a commit, and beside it that of its history."""
+    return [change] if history is None else [change, history.prepare(marker, new_snapshot(change))]
+
+
+def new_snapshot(change: TableChange) -> int | None:
+    """The snapshot a change makes, None if it makes none."""
+    found: list[int] = [update["snapshot"]["snapshot-id"] for update in change.updates if update["action"] == "add-snapshot"]
+    return found[0] if found else None
 
 
 def check_member(table: Table, text: str | None, held: Membership | None = None) -> Membership:

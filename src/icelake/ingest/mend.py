@@ -21,8 +21,10 @@ from icelake.tables.table import one_batch
 class Mending:
     """One range of a table whose running batch is empty. Feed it all rows of the range, then ``finish``."""
 
-    def __init__(self, followed: Keyed) -> None:
+    def __init__(self, followed: Keyed, lsn: int) -> None:
+        """``lsn``: as of which the rows are read."""
         self._followed = followed
+        self._lsn = lsn
         self._seen: dict[int, npt.NDArray[np.bool_]] = {}
         self.added = self.changed = self.removed = 0
 
@@ -53,9 +55,11 @@ class Mending:
                     ids[at] = table.files[int(file_no[unlike[at]])].first_row_id + position[unlike[at]]
                 followed._begin().delete(file_no[unlike], position[unlike])
                 followed._append(batch.take(unlike), keys[unlike], ids)
+                self._tell(batch.take(unlike), batch.take(unlike))
                 self.changed += len(unlike)
         if len(new):
             followed._append(batch.take(new), keys[new], np.full(len(new), -1, np.int64))
+            self._tell(None, batch.take(new))
             self.added += len(new)
         return n
 
@@ -71,6 +75,7 @@ class Mending:
             inside = np.flatnonzero(self._inside(keys, lower, upper))
             if len(inside):
                 followed._begin().delete(np.full(len(inside), no, np.int32), unseen[inside])
+                self._tell(keys.take(inside), None)
                 hashes = followed._hash(keys.take(inside))
                 file_no, position, _ = followed.index.lookup(hashes)
                 # An entry may be another row's by now: one that this range brought under the same key.
@@ -89,6 +94,12 @@ class Mending:
             return list(table.files)
         first, last = _leaves(lower, upper)
         return table.files_with(first, last)
+
+    def _tell(self, old: pa.RecordBatch | None, rows: pa.RecordBatch | None) -> None:
+        """The history, which rows left (a batch that has their keys) and which came."""
+        if self._followed.history is not None:
+            keys = old.select(list(self._followed.relation.key)) if old is not None else None
+            self._followed.history.mended(keys, rows, self._lsn)
 
     def _live(self, no: int) -> npt.NDArray[np.int64]:
         file = self._followed.table.files[no]

@@ -155,6 +155,7 @@ class _Table(_Part):
     out_of_range: OutOfRange = "error"
     columns: dict[str, _Column] = {}
     append_only: bool = False
+    history: bool = False
     partition: list[Annotated[str, AfterValidator(_partition)]] = []
     sort: list[Annotated[str, AfterValidator(_sort)]] = []
     format: Literal[2, 3] | None = None
@@ -300,7 +301,7 @@ def _table(writing: _Writing, name: str, table: _Table) -> TableSettings:
         tuple(map(SortField.parse, table.sort)),
         table.format or (2 if only_v2 else 3),
     )
-    return TableSettings(tuple(table.readers), table.out_of_range, columns, layout, table.append_only)
+    return TableSettings(tuple(table.readers), table.out_of_range, columns, layout, table.append_only, table.history)
 
 
 def _secret(writing: _Writing, root: Path, place: tuple[str, ...], reference: _Reference) -> Secret:

@@ -31,6 +31,7 @@ class TableSettings:
 
     becomes, in columns that do not choose for themselves and are no key. ``columns``: choices by column name.
     ``layout``: how it is made; later changes to it are refused.
+    ``history``: a table beside it keeps every change.
     ``append_only``: its mirror holds what was inserted since its last TRUNCATE; updates and deletes do not reach it.
     """
 
@@ -39,6 +40,7 @@ class TableSettings:
     columns: Mapping[str, Choice]
     layout: Layout
     append_only: bool = False
+    history: bool = False
 
 
 @dataclass(frozen=True, slots=True)

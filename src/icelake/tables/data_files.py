@@ -10,7 +10,7 @@ describes; writing raises Corrupt on a null where the schema has none.
 
 import decimal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -279,6 +279,10 @@ class Wanted:
     type: pa.DataType
     default: "pa.Scalar[Any] | None" = None
     """What rows of a file without the field have (Iceberg spec, Default Values), of ``type``; None: null."""
+    shape: "pa.Field[Any] | None" = None
+    """With its own and its parts' field ids: the parts of a struct are then found by these too."""
+    inner_defaults: Mapping[int, "pa.Scalar[Any]"] | None = None
+    """By field id, what such parts have in files without them."""
 
 
 class DataFiles:
@@ -335,7 +339,8 @@ class DataFiles:
                 self._footers.move_to_end(path)
             if file.metadata.num_rows != rows:
                 raise _corrupt(path, f"it has {file.metadata.num_rows} rows, its manifest entry says {rows}")
-            names = {field_id(field): field.name for field in file.schema_arrow}
+            fields = {field_id(field): field for field in file.schema_arrow}
+            names = {ident: field.name for ident, field in fields.items()}
             there = [names[column.field_id] for column in columns if column.field_id in names]
             # Without a column Parquet would tell no row count: ask for any.
             found = read(file, there or [next(iter(names.values()))])
@@ -350,8 +355,30 @@ class DataFiles:
                 arrays.append(pa.repeat(missing, found.num_rows))
                 continue
             values: Any = found.column(names[column.field_id])
+            if column.shape is not None and pa.types.is_struct(values.type):
+                values = _by_id(values.combine_chunks(), fields[column.field_id], column.shape, column.inner_defaults or {})
             arrays.append(values if values.type == column.type else values.cast(column.type))
         return pa.Table.from_arrays(arrays, schema=pa.schema([(column.name, column.type) for column in columns]))
+
+
+def _by_id(values: Any, there: "pa.Field[Any]", wanted: "pa.Field[Any]", defaults: Mapping[int, Any]) -> Any:
+    """A struct array of a file with the parts that are wanted now. Their types may differ; what is not a struct stays as it is."""
+    inside: Any = there.type
+    if inside.equals(wanted.type, check_metadata=True) or not pa.types.is_struct(wanted.type):
+        return values
+    places = {field_id(inside.field(place)): place for place in range(inside.num_fields)}
+    parts: list[Any] = []
+    kinds: Any = wanted.type
+    for kind in (kinds.field(place) for place in range(kinds.num_fields)):
+        ident = field_id(kind)
+        place = places.get(ident)
+        if place is not None:
+            parts.append(_by_id(values.field(place), inside.field(place), kind, defaults))
+        else:
+            default: Any = defaults.get(ident) if ident is not None else None
+            parts.append(pa.nulls(len(values), kind.type) if default is None else pa.repeat(default, len(values)))
+    fields = [pa.field(kinds.field(at).name, part.type) for at, part in enumerate(parts)]
+    return pa.StructArray.from_arrays(parts, fields=fields, mask=values.is_null())
 
 
 def _corrupt(path: str, why: str) -> Corrupt:

@@ -125,17 +125,17 @@ def _numbered(kind: IcebergType, ids: Iterator[int]) -> Any:
             }
 
 
-def _unnumbered(kind: Any) -> IcebergType:
-    """The inverse of ``_numbered``. Raises KeyError, TypeError or ValueError for what it never gives."""
+def unnumbered(kind: Any) -> IcebergType:
+    """A type in JSON without its field ids: the inverse of ``_numbered``. Raises KeyError, TypeError or ValueError for anything else."""
     if isinstance(kind, str):
         return Primitive(kind)
     match kind["type"]:
         case "list" if not kind["element-required"]:
-            return ListType(_unnumbered(kind["element"]))
+            return ListType(unnumbered(kind["element"]))
         case "map" if not kind["value-required"]:
-            return MapType(_unnumbered(kind["key"]), _unnumbered(kind["value"]))
+            return MapType(unnumbered(kind["key"]), unnumbered(kind["value"]))
         case "struct" if not any(field["required"] for field in kind["fields"]):
-            return StructType(tuple((field["name"], _unnumbered(field["type"])) for field in kind["fields"]))
+            return StructType(tuple((field["name"], unnumbered(field["type"])) for field in kind["fields"]))
     raise ValueError(f"{kind['type']} is no nested type, or requires what is optional")
 
 
@@ -209,11 +209,13 @@ class Fields:
     """Of ``plain``."""
     defaults: Mapping[str, "pa.Scalar[Any]"]
     """Column name -> what rows of files from before the column have, in the type of ``ports.arrow_type``; null if it is left out."""
+    inner_defaults: Mapping[int, "pa.Scalar[Any]"]
+    """The same of fields of structs, by field id."""
 
 
 def fields_of(metadata: Json) -> Fields:
     """What a table's data files look like now. Raises Corrupt if schema and ``icelake.relation`` do not belong together."""
-    schema = _current_schema(metadata)
+    schema = current_schema(metadata)
     text = metadata.get("properties", {}).get(RELATION)
     if text is None:
         raise _corrupt(f"the table has no property {RELATION}")
@@ -233,11 +235,9 @@ def fields_of(metadata: Json) -> Fields:
         )
         leaves = tuple(leaf for field in schema["fields"] for leaf in _leaves(field["id"], field["name"], field["type"], False))
         plain = [_file_field(field["name"], field["type"], not field["required"], field["id"]) for field in schema["fields"]]
-        defaults = {
-            field["name"]: _default_scalar(field["initial-default"], field["type"])
-            for field in schema["fields"]
-            if field.get("initial-default") is not None
-        }
+        defaults = {field["name"]: scalar for field, scalar in _defaults(schema["fields"])}
+        inner = [below for field in schema["fields"] if isinstance(field["type"], dict) for below in field["type"].get("fields", ())]
+        inner_defaults = {field["id"]: scalar for field, scalar in _defaults(inner)}
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, decimal.InvalidOperation) as error:
         raise _corrupt(f"{RELATION} does not describe the schema ({type(error).__name__}: {error})") from error
     names = {column.name for column in columns}
@@ -257,10 +257,18 @@ def fields_of(metadata: Json) -> Fields:
         lineage=pa.schema(plain + lineage),
         leaves=leaves,
         defaults=defaults,
+        inner_defaults=inner_defaults,
     )
 
 
-def _current_schema(metadata: Json) -> Json:
+def _defaults(fields: Sequence[Json]) -> Iterator[tuple[Json, "pa.Scalar[Any]"]]:
+    for field in fields:
+        if field.get("initial-default") is not None:
+            yield field, _default_scalar(field["initial-default"], field["type"])
+
+
+def current_schema(metadata: Json) -> Json:
+    """The current schema in a table's metadata. Raises Corrupt."""
     current = metadata["current-schema-id"]
     for schema in metadata["schemas"]:
         if schema["schema-id"] == current:
@@ -282,7 +290,7 @@ def field_id(field: "pa.Field[Any]") -> int | None:
 
 def _column(field: Mapping[str, Any], listed: Mapping[int, Mapping[str, Any]]) -> Column:
     entry = listed[field["id"]]
-    kind = str(_unnumbered(field["type"]))
+    kind = str(unnumbered(field["type"]))
     if entry["name"] != field["name"] or entry["iceberg"] != kind:
         raise _corrupt(f"field {field['id']} is {field['name']} {kind}, {RELATION} says {entry['name']} {entry['iceberg']}")
     return Column(
@@ -357,7 +365,7 @@ def evolve(metadata: Json, relation: Relation, *, replacing: bool = False) -> li
     ``replacing``: no row of the table will be believed, so a column that cannot be followed becomes a new field, and so does every
     column of another table of the same name, except those the mirror is partitioned or sorted by: these are known by their names.
     """
-    before = _current_schema(metadata)
+    before = current_schema(metadata)
     old = relation_of(metadata)
     known = {column.attnum: (column, field) for column, field in zip(old.columns, before["fields"], strict=True)}
     said = [(thing.id, thing.oid, thing.identity, thing.key_is_ordered, _key_attnums(thing)) for thing in (old, relation)]

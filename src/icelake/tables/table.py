@@ -331,7 +331,13 @@ class Table:
 
     def wanted(self, columns: Iterable[str]) -> list[Wanted]:
         kinds = {column.name: column.iceberg for column in self.relation.columns}
-        return [Wanted(self.fields.ids[name], name, arrow_type(kinds[name]), self.fields.defaults.get(name)) for name in columns]
+        fields = self.fields
+        return [
+            Wanted(
+                fields.ids[name], name, arrow_type(kinds[name]), fields.defaults.get(name), fields.plain.field(name), fields.inner_defaults
+            )
+            for name in columns
+        ]
 
     def remember(self, path: str, footer: pq.FileMetaData) -> None:
         self._data_files.remember(path, footer)

@@ -30,7 +30,7 @@ SHOWN = 1000
 
 Rows = Callable[[Sequence[str]], Iterator[pa.Table]]
 """All rows of the source: batches with string columns c0, c1, ... for these PostgreSQL expressions. Called once a reading."""
-Phase = Literal["source", "lake", "find", "columns"]
+Phase = Literal["source", "lake", "find", "columns", "history"]
 Values = tuple[str | None, ...]
 """A row: the canonical texts of its key, as far as they are shown, and a hash of each column's."""
 Tick = Callable[[Phase, int], None]
@@ -115,14 +115,14 @@ class Comparison:
 
     def _sums_of_source(self) -> dict[int, tuple[int, int, int]]:
         sums: dict[int, tuple[int, int, int]] = {}
-        for part in self._each_batch("source", _sums(self._hashed("batch"))):
+        for part in self._each_batch("source", _sums(self.hashed("batch"))):
             for bucket, *new in part:
                 rows, high, low = sums.get(bucket, (0, 0, 0))
                 sums[bucket] = rows + new[0], high + new[1], low + new[2]
         return sums
 
     def _sums_of_lake(self) -> dict[int, tuple[int, int, int]]:
-        return {bucket: (rows, high, low) for bucket, rows, high, low in self._lake("lake", _sums(self._hashed(None)))}
+        return {bucket: (rows, high, low) for bucket, rows, high, low in self.lake("lake", _sums(self.hashed(None)))}
 
     # ------------------------------------------------------------------------------------------------- which keys differ
 
@@ -133,11 +133,11 @@ class Comparison:
         # Hashes only: rows of one small size are what DuckDB can group beyond its memory.
         run("CREATE TEMP TABLE stray (k UHUGEINT, h UHUGEINT, side TINYINT)")
         keep = "INSERT INTO stray SELECT k, h, {} FROM ({}) WHERE {} IN (SELECT bucket FROM bucket)"
-        for _ in self._each_batch("find", keep.format(1, self._hashed("batch"), _BUCKET)):
+        for _ in self._each_batch("find", keep.format(1, self.hashed("batch"), _BUCKET)):
             pass
-        self._lake("find", keep.format(-1, self._hashed(None), _BUCKET))
+        self.lake("find", keep.format(-1, self.hashed(None), _BUCKET))
         # Equal rows of both sides cancel; what is left of a key pairs up into ``different`` as far as it goes.
-        self._lake(
+        self.lake(
             "find",
             """CREATE TEMP TABLE verdict AS
             SELECT k, least(s, l) AS different, s - least(s, l) AS missing, l - least(s, l) AS extra FROM (
@@ -168,10 +168,10 @@ class Comparison:
         )
         source: defaultdict[int, Counter[Values]] = defaultdict(Counter)
         lake: defaultdict[int, Counter[Values]] = defaultdict(Counter)
-        for part in self._each_batch("columns", fetch.format(self._hashed("batch"))):
+        for part in self._each_batch("columns", fetch.format(self.hashed("batch"))):
             for key, count, shown, hashes in part:
                 source[key][tuple(shown + hashes)] += count
-        for key, count, shown, hashes in self._lake("columns", fetch.format(self._hashed(None))):
+        for key, count, shown, hashes in self.lake("columns", fetch.format(self.hashed(None))):
             lake[key][tuple(shown + hashes)] += count
         out: list[tuple[str, Values, Sample]] = []
         for key, side in sides:
@@ -180,22 +180,13 @@ class Comparison:
                 raise self._unsteady()
             columns = self._unlike(next(iter(here)), next(iter(there))) if side == "both" else ()
             named = next(iter(here or there))[: self._keys]
-            out.append((side, named, Sample(self._shown(named), side, columns)))
+            out.append((side, named, Sample(shown(self._pairs, named), side, columns)))
         out.sort(key=lambda one: (one[0], [(value is None, value or "") for value in one[1]]))
         return [sample for _, _, sample in out]
 
     def _unlike(self, here: Values, there: Values) -> tuple[str, ...]:
         hashes = zip(self._pairs, here[self._keys :], there[self._keys :], strict=True)
         return tuple(pair.name for pair, a, b in hashes if a != b)
-
-    def _shown(self, key: Values) -> dict[str, str | None]:
-        shown: dict[str, str | None] = {}
-        for pair, text in zip(self._pairs, key, strict=False):
-            if text is None or len(text) <= SHOWN:
-                shown[pair.name] = None if text is None else pair.form.show(text)
-            else:
-                shown[pair.name] = f"{text[:SHOWN]}…"
-        return shown
 
     def _unsteady(self) -> Corrupt:
         return Corrupt(
@@ -207,7 +198,7 @@ class Comparison:
 
     # ---------------------------------------------------------------------------------------------------------- reading
 
-    def _hashed(self, source: str | None) -> str:
+    def hashed(self, source: str | None) -> str:
         """SQL: k (the key's hash), h (the row's hash) and the list of its canonical texts of a source batch, or of the lake (None)."""
         if source is not None:
             texts = [f"c{number}" for number in range(len(self._pairs))]
@@ -217,7 +208,7 @@ class Comparison:
             places = ", ".join(f"l{place}" for place in range(1 + max(pair.place for pair in self._pairs)))
             item = f"{self._scan()} AS lake({places})"
         columns = ", ".join(f"{text} AS t{number}" for number, text in enumerate(texts))
-        hashes = f"md5_number({_encoded(self._keys)}) AS k, md5_number({_encoded(len(texts))}) AS h"
+        hashes = f"md5_number({encoded(self._keys)}) AS k, md5_number({encoded(len(texts))}) AS h"
         listed = ", ".join(f"t{number}" for number in range(len(texts)))
         return f"SELECT {hashes}, [{listed}] AS texts FROM (SELECT {columns} FROM {item})"
 
@@ -237,7 +228,7 @@ class Comparison:
             self._tick(phase, self._seen)
             yield rows
 
-    def _lake(self, phase: Phase, query: str) -> list[tuple[Any, ...]]:
+    def lake(self, phase: Phase, query: str) -> list[tuple[Any, ...]]:
         """Run in a thread, so that the caller's lease is kept and Ctrl-C is heard however long it takes."""
         with ThreadPoolExecutor(1, thread_name_prefix="verify") as pool:
             running = pool.submit(lambda: self._connection.execute(query).fetchall())
@@ -268,6 +259,17 @@ class Comparison:
         )
 
 
+def shown(pairs: Sequence[Pair], key: Sequence[str | None]) -> dict[str, str | None]:
+    """A key's canonical texts, the first of the pairs', as a report has them."""
+    out: dict[str, str | None] = {}
+    for pair, text in zip(pairs, key, strict=False):
+        if text is None or len(text) <= SHOWN:
+            out[pair.name] = None if text is None else pair.form.show(text)
+        else:
+            out[pair.name] = f"{text[:SHOWN]}…"
+    return out
+
+
 _BUCKET = f"(k & {BUCKETS - 1}::UHUGEINT)::USMALLINT"
 
 
@@ -279,7 +281,7 @@ def _sums(hashed: str) -> str:
     )
 
 
-def _encoded(columns: int) -> str:
+def encoded(columns: int) -> str:
     """SQL: t0, t1, ... as one text. All lengths come first, so different values never give the same text.
 
     As few expressions a column as may be: DuckDB keeps a vector for each, and a table may have 1,600 columns.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from icelake.engines.duckdb import TableAt, iceberg_scan
 from icelake.errors import Corrupt, Refused
+from icelake.model.history import HISTORY_OF, mirror_of
 from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.marker import CUT, SOURCE, Cut, Marker
 from icelake.model.parking import SPOOL_OF
@@ -63,8 +64,19 @@ def mirrors(catalog: CatalogReader) -> dict[TableId, str | None]:
     for table in catalog.tables():
         if table.namespace != CONTROL_NAMESPACE:
             properties = catalog.load(table).metadata.get("properties", {})
-            if RELATION in properties and SPOOL_OF not in properties:
+            if RELATION in properties and properties.keys().isdisjoint((SPOOL_OF, HISTORY_OF)):
                 found[table] = properties.get(SOURCE)
+    return found
+
+
+def histories(catalog: CatalogReader, source: str) -> dict[TableId, TableId]:
+    """Of the mirrors of a source (the lake's id of it) that have a history: which."""
+    found: dict[TableId, TableId] = {}
+    names = {str(mirror): mirror for mirror, of in mirrors(catalog).items() if of == source}
+    for table in catalog.tables():
+        mirror = mirror_of(catalog.load(table).metadata.get("properties", {}), source)
+        if mirror in names:
+            found[names[mirror]] = table
     return found
 
 

@@ -28,7 +28,8 @@ from icelake.project import S3Settings
 from icelake.verify.canonical import form
 from icelake.verify.compare import Comparison, Difference, Pair, Phase
 from icelake.verify.handshake import LEASE_SECONDS, AtDesk, Handshake, InProcess
-from icelake.verify.lake import CutTables, LakeTable, check_columns, describe, locations, mirrors, read_cut, scan
+from icelake.verify.history import Replay
+from icelake.verify.lake import CutTables, LakeTable, check_columns, describe, histories, locations, mirrors, read_cut, scan
 from icelake.verify.source import SourceSnapshot, SourceTable
 
 __all__ = ["AtDesk", "Handshake", "InProcess", "verify"]
@@ -53,18 +54,24 @@ def verify(
     """Compare the named mirrors (``schema.name``, or a name only one has; none: all) with their source tables.
 
     Gives ``{"equal", "lsn", "cut", "tables": [{"name", "equal", "source_rows", "lake_rows", "missing", "extra", "different",
-    "problems", "samples": [{"key", "side": "source"|"lake"|"both", "columns"}]}], "skipped": [{"name", "why"}], "held": {"pid",
-    "seconds"}}``. ``samples`` limits the samples of each side, not the counts. ``held``: the backend that kept the source's old
+    "problems", "samples": [{"key", "side": "source"|"lake"|"both", "columns"}]}], "histories": [{"name", "equal", "rows",
+    "replayed_rows", "mirror_rows", "missing", "extra", "different", "problems", "samples": [{"key", "side":
+    "history"|"mirror"|"both"}]}], "skipped": [{"name", "why"}], "held": {"pid", "seconds"}}``. Of the tables that are compared, the
+    histories in the cut are replayed: rows they come to and their mirrors have not are ``missing``.
+    ``samples`` limits the samples of each side, not the counts. ``held``: the backend that kept the source's old
     row versions alive, and for how long. A table in ``skipped`` was not compared, and then ``equal`` is false.
     ``memory_limit``: what DuckDB may take; it holds a value of the lake several times over, so one of 100 MB needs it all.
     ``snapshot_wait``: seconds the source's running transactions may take to end. ``scratch``: where DuckDB may spill (a folder of
     its own is made in it and removed). ``s3``: how to reach the lake's files there.
     """
-    wanted = _choose(tables, sorted(mirrors(catalog), key=str))
+    mirrored = mirrors(catalog)
+    wanted = _choose(tables, sorted(mirrored, key=str))
+    kept = {mirror: table for source in {*mirrored.values()} - {None} for mirror, table in histories(catalog, str(source)).items()}
+    read = [*wanted, *(kept[table] for table in wanted if table in kept)]
     with (
         tempfile.TemporaryDirectory(prefix="icelake-verify-", dir=scratch) as folder,
         closing(
-            connect(locations(catalog, wanted), memory_limit=memory_limit, scratch=Path(folder), threads=_threads(catalog, wanted), s3=s3)
+            connect(locations(catalog, read), memory_limit=memory_limit, scratch=Path(folder), threads=_threads(catalog, wanted), s3=s3)
         ) as connection,
         SourceSnapshot(dsn) as source,
     ):
@@ -82,25 +89,32 @@ def verify(
             cut = read_cut(catalog, cut_id)
             _check(cut, source)
             compared = {table: cut.snapshots[table] for table in wanted if table in cut.snapshots}
-            lease.keep(compared)
+            replayed = {kept[table]: cut.cut.tables[str(kept[table])] for table in compared if str(kept.get(table)) in cut.cut.tables}
+            lease.keep(compared | replayed)
             results: list[Json] = []
+            of_histories: list[Json] = []
             for table, snapshot in compared.items():
 
                 def tick(phase: Phase, rows: int, name: str = str(table)) -> None:
-                    lease.keep(compared)
+                    lease.keep(compared | replayed)
                     if report is not None:
                         held = round(time.monotonic() - source.taken_at, 3)
                         report({"table": name, "phase": phase, "rows": rows, "held_seconds": held})
 
-                results.append(_compare(connection, source, described[table], catalog, describe(catalog, table, snapshot), tick, samples))
+                lake = describe(catalog, table, snapshot)
+                results.append(_compare(connection, source, described[table], catalog, lake, tick, samples))
+                if (history := kept.get(table)) in replayed:
+                    told = describe(catalog, history, replayed[history])
+                    of_histories.append(_replay(connection, described[table], catalog, lake, told, tick, samples))
             skipped = [_skipped(table, cut) for table in wanted if table not in compared]
         finally:
             lease.release()
         return {
-            "equal": bool(results) and not skipped and all(result["equal"] for result in results),
+            "equal": bool(results) and not skipped and all(result["equal"] for result in [*results, *of_histories]),
             "lsn": format_lsn(lsn),
             "cut": cut_id,
             "tables": results,
+            "histories": of_histories,
             "skipped": skipped,
             "held": {"pid": source.pid, "seconds": round(time.monotonic() - source.taken_at, 3)},
         }
@@ -187,6 +201,23 @@ def _compare(
         samples,
     )
     return _result(lake, comparison.run(), problems)
+
+
+def _replay(
+    connection: duckdb.DuckDBPyConnection,
+    there: SourceTable | None,
+    catalog: CatalogReader,
+    lake: LakeTable,
+    history: LakeTable,
+    tick: Callable[[Phase, int], None],
+    samples: int,
+) -> Json:
+    pairs = pair(there, lake)[0] if there is not None else []
+    mirror = Comparison(connection, str(history.id), pairs, lambda _: iter(()), lambda: scan(catalog, lake), tick, samples)
+    if not pairs:
+        history = replace(history, problems=("no column of its mirror can be compared",))
+    keyed = lake.key is not None and lake.key == tuple(one.name for one in pairs if one.key)
+    return Replay(mirror, pairs, keyed, history, lambda: scan(catalog, history), samples).run()
 
 
 def pair(source: SourceTable, lake: LakeTable) -> tuple[list[Pair], list[str]]:

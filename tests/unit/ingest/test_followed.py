@@ -46,7 +46,7 @@ class Rig:
         self.mirror.catalog.create(shape.id, iceberg_schema(shape), properties, format_version=version)
         self.number = 0
         self.open()
-        self.followed.load_rows([batch(shape, rows)] if rows else [])
+        self.followed.load_rows([batch(shape, rows)] if rows else [], L)
         self.followed.loaded_until(self.followed.load.loaded(None, None, L))
         self.commit()
 
@@ -68,19 +68,17 @@ class Rig:
 
     def commit(self) -> None:
         self.number += 1
-        change = self.followed.prepare(Marker("s", "1", 1, "slot", L + self.number, str(self.number)))
-        if change is None:
+        parts = self.followed.prepare(Marker("s", "1", 1, "slot", L + self.number, str(self.number)))
+        if not parts:
             for location in self.followed.idle():
                 self.mirror.storage.delete(location)
             return
-        (loaded,) = self.mirror.catalog.commit([change])
-        self.followed.done(loaded)
+        self.followed.done(self.mirror.catalog.commit(parts))
 
     def compact(self) -> None:
         change = self.followed.compact(Marker("s", "1", 1, "slot", L, "compaction"))
         if change is not None:
-            (loaded,) = self.mirror.catalog.commit([change])
-            self.followed.done(loaded)
+            self.followed.done(self.mirror.catalog.commit([change]))
 
     def rows(self) -> Counter[str]:
         table = self.followed.table

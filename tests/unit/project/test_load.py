@@ -73,6 +73,7 @@ tables = ["sales.orders"]
 readers = ["duckdb", "spark"]
 out_of_range = "null"
 append_only = true
+history = true
 partition = ["day(born)", 'bucket(16, "Full Name")', "country"]
 sort = ["id", "born desc nulls first"]
 [tables."crm.people".columns.amount]
@@ -100,6 +101,8 @@ memory_limit = "1.5GB"
     assert (people.readers, people.out_of_range) == (("duckdb", "spark"), "null")
     assert people.columns == {"amount": Choice("decimal(20,4)", None), "born on": Choice(None, "text")}
     assert people.append_only
+    assert people.history
+    assert not project.tables["public.old"].history
     assert people.layout == Layout(
         (PartitionField("born", "day"), PartitionField("Full Name", "bucket", 16), PartitionField("country")),
         (SortField("id"), SortField("born", True, True)),
