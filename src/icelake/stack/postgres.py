@@ -224,9 +224,7 @@ class Postgres:
         if self._user:
             # Ours (so nobody can swap what is in it); the server's user may only pass through to its own folders.
             self._run.chmod(0o711)
-            self._programs = self._copy_programs(binaries)
-        else:
-            self._programs = binaries.bin
+        self._programs = self._copy_programs(binaries) if self._user and not binaries.in_place else binaries.bin
         self._make_folder(self.socket_folder)
         if self.folder:
             self._claim(self.folder)

@@ -104,6 +104,27 @@ def test_what_cannot_be_had_says_what_is_missing(tmp_path: Path, monkeypatch: py
             binaries.from_maven(artifact, tmp_path)
 
 
+def test_an_extension_is_found_with_the_newest_server_that_has_it(tmp_path: Path) -> None:
+    def install(version: int, *extensions: str) -> None:
+        controls = [f"share/postgresql/{version}/extension/{name}.control" for name in extensions]
+        for path in (f"lib/postgresql/{version}/bin/postgres", *controls):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).touch()
+
+    install(14, "postgis")
+    install(15, "postgis", "hstore")
+    install(17, "hstore")
+    install(99, "postgis")
+    found = binaries.installed("postgis", tmp_path)
+    assert (found.major, found.bin, found.in_place) == (15, tmp_path / "lib/postgresql/15/bin", True)
+    assert binaries.installed("hstore", tmp_path).major == 17
+    # Scripts of an extension, and no server beside them.
+    (tmp_path / "lib/postgresql/15/bin/postgres").unlink()
+    assert binaries.installed("postgis", tmp_path).major == 14
+    with pytest.raises(ProjectError, match="POSTGRES_NO_EXTENSION"):
+        binaries.installed("citext", tmp_path)
+
+
 def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert binaries.cache_folder() == tmp_path / "icelake"
