@@ -541,9 +541,8 @@ def _single_value(text: str, kind: Primitive) -> Any:
         case "string":
             return text
         case "binary":
-            if not text.startswith("\\x"):
-                raise ValueError("bytea is expected in hex")
-            return bytes.fromhex(text[2:]).hex()
+            # Hexadecimal digits: bytea's begin with this mark, those of PostGIS without.
+            return bytes.fromhex(text.removeprefix("\\x")).hex()
         case "date":
             return dt.date.fromisoformat(text).isoformat()
         case "time":

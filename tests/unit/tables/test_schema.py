@@ -497,6 +497,7 @@ DEFAULTS: list[tuple[str, str, Any, Any]] = [
     ("string", "NaN", "NaN", "NaN"),
     ("binary", "\\x00FF", "00ff", b"\x00\xff"),
     ("binary", "\\x", "", b""),
+    ("binary", "0101FF", "0101ff", b"\x01\x01\xff"),  # PostGIS
     ("date", "2017-11-16", "2017-11-16", 17486),
     ("date", "0001-01-01", "0001-01-01", -719162),
     ("date", "9999-12-31", "9999-12-31", 2932896),
