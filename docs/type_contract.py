@@ -67,6 +67,12 @@ TAIL = """
 `numeric(p,s)` with 0 <= s <= p <= 38 is a decimal. Every other `numeric`, declared wider, with a negative scale or without any, is a string
 with PostgreSQL's exact text. The project can name a decimal for a numeric column (`type = "decimal(20,4)"`): a number that does not fit
 it, with digits other than zero beyond its scale for instance, is out of range then.
+
+## Keys
+
+A key in the lake is the value that is stored, and not whatever PostgreSQL takes for equal to it: `A` and `a` of a `citext` or under a
+collation that is not deterministic, 1.0 and 1.00 of a `numeric` that is a string. PostgreSQL holds only one of them at a time, and says
+so when the one becomes the other: that is a change of key, under the row's id. 0.0 and -0.0 of a float are one key here too.
 """
 
 SQL_NAMES = {

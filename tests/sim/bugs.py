@@ -496,18 +496,22 @@ _ALL = (
     Bug(
         "replayed only in part",
         "the whole spool is applied in one batch",
-        (Patch(PARKED, "for no in sorted(starts, key=starts.__getitem__):", "for no in sorted(starts, key=starts.__getitem__)[:1]:"),),
+        (Patch(PARKED, "        for no in self._ordered():\n", "        for no in self._ordered()[:1]:\n"),),
     ),
     Bug(
         "replayed out of order",
         "the spool is applied in source order",
-        (
-            Patch(
-                PARKED,
-                "for no in sorted(starts, key=starts.__getitem__):",
-                "for no in sorted(starts, key=starts.__getitem__, reverse=True):",
-            ),
-        ),
+        (Patch(PARKED, "        for no in self._ordered():\n", "        for no in reversed(self._ordered()):\n"),),
+    ),
+    Bug(
+        "spool merged out of order",
+        "merging files of a spool keeps its changes in their order",
+        (Patch(PARKED, "rewrite(self.spool, chosen)", "rewrite(self.spool, chosen[::-1])"),),
+    ),
+    Bug(
+        "spool merged around what stays",
+        "only neighbours of a spool's files are merged",
+        (Patch(REWRITE, "[file.no for file in files[oldest:]]", "[file.no for file in files[oldest::2]]"),),
     ),
     Bug(
         "half a batch goes with the table that parks",

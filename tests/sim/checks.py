@@ -182,6 +182,8 @@ class Checks:
             # Of an append-only table nothing else is published.
             if table.relation.identity != "none" or change.old is None
         ]
+        if [row[0] for row in rows] != list(range(1, len(rows) + 1)):
+            raise Broken(f"{name}: what is kept is not numbered from 1 to {len(rows)}")
         if [row[1] for row in rows] != expected:
             raise Broken(f"{name}: {len(rows)} changes are kept at {position:X}, the source made {len(expected)} since {note.since:X}")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from icelake.errors import CommitUnknown, Fenced, Gap, IcelakeError, Refused, Unreachable
 from icelake.ingest.applier import Applier, Progress, Settings
 from icelake.ports import ResumeRequest
+from icelake.tables import rewrite
 from icelake.tables.expire import Policy
 from tests.sim.checks import Checks
 from tests.sim.postgres import SimPostgres, make_keyless, make_tables
@@ -65,6 +66,8 @@ class Schedule:
     def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
         self.seed = seed
         self.rng = rng = random.Random(f"schedule {seed}")
+        # A schedule has few commits: often enough files must be merged all the same.
+        rewrite.FANOUT = random.Random(f"fan-out {seed}").choice((3, 4, 8))
         tables = make_tables(full=rng.random() < 0.4)
         if rng.random() < 0.6:
             tables.pop(rng.randrange(len(tables)))
@@ -97,7 +100,13 @@ class Schedule:
             retention=self._policy(),
         )
         # A fault of resuming can only strike where something is resumed.
-        self.sickly = rng.random() < 0.35 or any(call.startswith("desk.resume") for call, _ in self.world.plan)
+        resumed = any(call.startswith("desk.resume") for call, _ in self.world.plan)
+        self.sickly = rng.random() < 0.35 or resumed
+        own = random.Random(f"chronic {seed}")
+        self.chronic = own.random() < 0.2 and not resumed
+        """One table is unwell from the beginning, and nobody asks for it before the end: much is kept of it."""
+        if self.chronic:
+            self.world.unwell.add(own.choice(tables).relation.oid)
         self.running: list[Running] = []
         self.steps = 0
         self.nested = 0
@@ -247,7 +256,7 @@ class Schedule:
             if rng.random() < 0.7:
                 for connection in world.connections:
                     connection.attached = False
-        elif draw < 0.18 and self.sickly:
+        elif draw < 0.18 and self.sickly and not self.chronic:
             self._wish()
         elif draw < 0.19:
             world.promote()

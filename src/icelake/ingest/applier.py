@@ -714,7 +714,7 @@ class Applier:
         self._control.still_ours(after[0])
         self._control.adopt(after[0], delta)
         if parts:
-            history.done(after[1])
+            history.done(after[1:])
         return history
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
@@ -1111,10 +1111,19 @@ class Applier:
         self._confirm(position)
         for location in unused:
             self._storage.delete(location)
-        for followed, _ in touched:
-            if self.followed.get(followed.id) is followed:  # a conflict in one compaction begins everything again
-                self._compact(followed)
+        for table in self._to_compact([followed for followed, _ in touched], [parked for parked, changes in spools if changes]):
+            self._compact(table)
         return progress
+
+    def _to_compact(self, followed: Sequence[Followed], parked: Sequence[Parked]) -> Iterator[Followed | History | Parked]:
+        """These and their histories, one after the other, as long as they are the open ones: a conflict begins everything again."""
+        for table in followed:
+            for part in (table, table.history):
+                if part is not None and self.followed.get(table.id) is table:
+                    yield part
+        for spooled in parked:
+            if self.parked.get(spooled.id) is spooled:
+                yield spooled
 
     def _record(self, position: int, commit_time: int, tables: Mapping[str, int]) -> None:
         """A cut in which no table changes: the first position of a new source, or the timeline the source is on now."""
@@ -1219,17 +1228,13 @@ class Applier:
 
     # ------------------------------------------------------------------------------------------------ upkeep
 
-    def _compact(self, followed: Followed) -> None:
-        change = followed.compact(self._marker(self.position))
-        if change is not None:
-            after = self._send([self._control.fence(), change])
-            if after is None:
-                return
-            followed.done(after[1:])
-        if followed.history is not None and (change := followed.history.compact(self._marker(self.position))) is not None:
-            after = self._send([self._control.fence(), change])
-            if after is not None:
-                followed.history.done(after[1])
+    def _compact(self, table: Followed | History | Parked) -> None:
+        change = table.compact(self._marker(self.position))
+        if change is None:
+            return
+        after = self._send([self._control.fence(), change])
+        if after is not None:
+            table.done(after[1:])
 
     def _expire(self) -> Progress:
         # As the catalog has them now: a branch that someone made keeps files that main alone would not. The plan's requirements

@@ -184,7 +184,7 @@ class Followed(ABC):
         self.table.adopt(after[0], self.delta)
         if len(after) > 1:
             assert self.history is not None
-            unused += self.history.done(after[1])
+            unused += self.history.done(after[1:])
         self.load = self._next_load
         self.membership = self._next_membership
         self._end()

@@ -160,11 +160,11 @@ class History:
         self._next = HistoryNote(mirror, self._next.last, self._next.since)
         return self._begin().prepare(marker.summary(), {HISTORY: self._next.dump()})
 
-    def done(self, loaded: LoadedTable) -> list[str]:
+    def done(self, after: Sequence[LoadedTable]) -> list[str]:
         """The commit with this part in it succeeded. Files that were written on the way and are in no snapshot."""
         assert self._delta is not None
         unused = list(self._delta.unused)
-        self.table.adopt(loaded, self._delta)
+        self.table.adopt(after[0], self._delta)
         self.note = self._next
         self._end()
         return unused

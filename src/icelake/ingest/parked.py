@@ -2,10 +2,15 @@
 
 Promises: of a table that can be replayed, every change after ``Parking.since`` is in the spool, in source order, in the same
 commits as everybody else's changes, so the slot moves on. The spool is bounded: past the limit its table is told to be compared
-with the source instead (or everything stops, if that is the policy). Never decodes while the table is parked. Fails with Refused
-PARKED_FULL under the policy ``stop``, and in ``replay`` with what decoding fails with.
+with the source instead (or everything stops, if that is the policy). So are its files: they are merged as they come. Never decodes
+while the table is parked. Fails with Refused PARKED_FULL under the policy ``stop``, with Corrupt SPOOL_CORRUPT when what was kept is not
+what was written, and in ``replay`` with what decoding fails with.
+
+The order is explicit. Changes are numbered from 1 without gaps, as they came from the source; a file holds consecutive numbers, from
+the lowest to the highest. Merging takes neighbours only and keeps that, and a replay believes nothing else.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,18 +18,24 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from icelake.errors import AlreadyExists, NoSuchTable, Refused, UnsupportedTable
+from icelake.errors import AlreadyExists, Corrupt, NoSuchTable, Refused, UnsupportedTable
 from icelake.model.marker import Marker
 from icelake.model.parking import PARKED, SPOOL_OF, Parking, spool_of
 from icelake.model.relation import Column, Relation, TableId
 from icelake.ports import Catalog, Chance, ChangeSet, Clock, LoadedTable, RawChanges, Storage, TableChange, arrow_schema, arrow_type
 from icelake.sources.postgres.pgoutput import Counted, Decoder, RelationMessage, replayed
+from icelake.tables.rewrite import choose_neighbours, rewrite
 from icelake.tables.schema import iceberg_schema, relation_of, table_properties
 from icelake.tables.table import Delta, Table
 
 PastLimit = Literal["reload", "stop"]
 REPLAY_ROWS = 100_000
 """Changes that are decoded at once."""
+AS_BEFORE = b""
+"""Instead of a Relation message: it is the one of the change before. Else a wide table's file of small changes, which compresses to
+
+nothing, would be as large in memory as all its messages.
+"""
 
 
 def _shape(spool: TableId) -> Relation:
@@ -70,11 +81,15 @@ class Parked:
         self._delta: Delta | None = None
         self._kept = 0
         self._next_note = note
+        self._first: dict[int, int] = {}
+        """File number -> the number of its first change."""
         self._number = 0
         """The number of the last change kept."""
         if spool is not None and spool.files:
-            self._number = max(int(spool.read(np.array([no]), np.array([file.record_count - 1]), ["number"]).column(0)[0].as_py())
-                               for no, file in spool.files.items())  # fmt: skip
+            files = list(spool.files)
+            first: list[Any] = spool.read(np.array(files), np.zeros(len(files), np.int64), ["number"]).column(0).to_pylist()
+            self._first = dict(zip(files, first, strict=True))
+            self._number = max(at + spool.files[no].record_count - 1 for no, at in self._first.items())
 
     @staticmethod
     def open(mirror: LoadedTable, note: Parking, catalog: Catalog, storage: Storage, clock: Clock, chance: Chance) -> "Parked":
@@ -99,7 +114,7 @@ class Parked:
             [
                 pa.array(numbers),
                 pa.array(raw.commit_lsn.astype(np.int64)),
-                pa.array([raw.relation] * n, pa.binary()),
+                pa.array([raw.relation, *[AS_BEFORE] * (n - 1)], pa.binary()),
                 pa.array([attnums] * n, pa.string()),
                 raw.messages,
                 pa.array(raw.transactions.xid[of]),
@@ -134,8 +149,14 @@ class Parked:
         """The commit with these parts in it succeeded. Files that were written on the way and are in no snapshot."""
         if self.spool is None or self._delta is None:
             return []
-        unused = list(self._delta.unused)
+        outcome, unused = self._delta.outcome, list(self._delta.unused)
+        assert outcome is not None
         self.spool.adopt(after[0], self._delta)
+        # New files are in the place of those that went, or at the end.
+        number = min((self._first.pop(no) for no in outcome.removed), default=self._number + 1)
+        for file in outcome.files:
+            self._first[file.no] = number
+            number += file.record_count
         self._number += self._kept
         if len(after) > 1:
             self.mirror, self.note, self.spool = after[1], self._next_note, None
@@ -153,6 +174,23 @@ class Parked:
         self._delta = None
         self._kept = 0
 
+    # ------------------------------------------------------------------------------------------------------- upkeep
+
+    def compact(self, marker: Marker) -> TableChange | None:
+        """A batch that only makes fewer files of what is kept, or None if there is nothing worth it. Needs no running batch."""
+        if self.spool is None:
+            return None
+        chosen = choose_neighbours([self.spool.files[no] for no in self._ordered()])
+        if not chosen:
+            return None
+        self._delta, _ = rewrite(self.spool, chosen)
+        # As a mirror's: no source position moves.
+        return self._delta.prepare({"icelake.attempt": marker.attempt}, {})
+
+    def _ordered(self) -> list[int]:
+        """The spool's files in the order of their changes."""
+        return sorted(self._first, key=self._first.__getitem__)
+
     # ------------------------------------------------------------------------------------------------------- replay
 
     def kept(self) -> Iterator[Kept]:
@@ -161,14 +199,28 @@ class Parked:
         if spool is None:
             return
         names = [column.name for column in spool.relation.columns]
-        starts = {no: int(spool.read(np.array([no]), np.array([0]), ["number"]).column(0)[0].as_py()) for no in spool.files}
-        seen = Counted()
-        for no in sorted(starts, key=starts.__getitem__):
+        number, relation, seen = 1, AS_BEFORE, Counted()
+        for no in self._ordered():
             _, rows = spool.live_rows(no, names)
+            if not np.array_equal(rows.column("number").to_numpy(), np.arange(number, number + rows.num_rows)):
+                raise self._corrupt(f"{spool.files[no].path} does not hold changes {number} to {number + rows.num_rows - 1}, in that order")
+            number += rows.num_rows
             for at in range(0, rows.num_rows, REPLAY_ROWS):
-                for run in _runs(rows.slice(at, REPLAY_ROWS)):
+                for run in _runs(rows.slice(at, REPLAY_ROWS), relation):
+                    if not run.relation:
+                        raise self._corrupt(f"{spool.files[no].path} begins without a Relation message")
+                    relation = run.relation
                     yield replace(run, earlier=seen.before(run.commit_lsn))
                     seen = seen.then(np.array(run.commit_lsn, np.uint64))
+
+    def _corrupt(self, why: str) -> Corrupt:
+        return Corrupt(
+            "SPOOL_CORRUPT",
+            f"the changes of {self.id} that were kept cannot be replayed",
+            why,
+            f"`icelake resume {self.id} --reload` compares the table with the source instead",
+            table=str(self.id),
+        )
 
     def emptied(self) -> TableChange | None:
         """The part of a commit after which the spool is empty; None if it is."""
@@ -232,13 +284,15 @@ def _renamed(changes: ChangeSet, held: Relation) -> ChangeSet:
     )
 
 
-def _runs(rows: pa.Table) -> Iterator[Kept]:
+def _runs(rows: pa.Table, before: bytes) -> Iterator[Kept]:
+    """``before``: the Relation message of the change before these."""
     relations: list[Any] = rows.column("relation").to_pylist()
     attnums: list[Any] = rows.column("attnums").to_pylist()
     commit_lsn: list[Any] = rows.column("commit_lsn").to_pylist()
     messages: list[Any] = rows.column("change").to_pylist()
     xid: list[Any] = rows.column("xid").to_pylist()
     commit_time: list[Any] = rows.column("commit_time").cast(pa.int64()).to_pylist()
+    relations = list(itertools.accumulate(relations, lambda last, here: last if here == AS_BEFORE else here, initial=before))[1:]
     start = 0
     for end in range(1, len(relations) + 1):
         if end < len(relations) and (relations[end], attnums[end]) == (relations[start], attnums[start]):

@@ -24,6 +24,8 @@ FANOUT = 8
 _SMALLEST = 64 << 10
 _WHOLE = 32 << 20
 """Files from this size on are not merged any more."""
+_NEIGHBOURS_WHOLE = 4 << 20
+"""The same in a table whose files have an order: there is more of them then, and each is cheap to read."""
 _HOLLOW = 0.3
 """Share of deleted rows from which on a file is worth rewriting by itself, if it is larger than the smallest tier."""
 
@@ -69,8 +71,26 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -
     return chosen
 
 
+def choose_neighbours(files: Sequence[LiveFile]) -> list[int]:
+    """Of a table that grows at its end, and whose files (all of them, oldest first) have an order: the numbers of the last few that shall
+
+    become one now, in that order; empty if there are too few. They are always neighbours, so the order is as it was.
+
+    A file is *behind* if those after it have grown as large as it is together. Once ``FANOUT`` files (the last one counts) are that, the
+    oldest of them and all after it become one: so a row is rewritten when the file it is in doubles, O(log n) times, and after the last
+    whole file there are never more than ``FANOUT`` and the logarithm of a whole file's size.
+    """
+    start = next((at + 1 for at in reversed(range(len(files))) if files[at].size >= _NEIGHBOURS_WHOLE), 0)
+    behind, oldest, after = 1, len(files) - 1, 0
+    for at in reversed(range(start, len(files))):
+        if at < len(files) - 1 and files[at].size <= after:
+            behind, oldest = behind + 1, at
+        after += files[at].size
+    return [file.no for file in files[oldest:]] if behind >= FANOUT else []
+
+
 def rewrite(table: Table, file_nos: Sequence[int]) -> tuple[Delta, Moved]:
-    """The live rows of these files in new files, as a delta that makes a ``replace`` snapshot; and where they went."""
+    """The live rows of these files, in their order, in new files, as a delta that makes a ``replace`` snapshot; and where they went."""
     names = [column.name for column in table.relation.columns]
     live = {no: table.live_rows(no, names) for no in file_nos}
     rows = pa.concat_tables([rows for _, rows in live.values()])

@@ -74,7 +74,7 @@ class Rig:
         if not in_step(loaded, self.loaded()):
             followed.history.begin(followed.table, self.position)
             part = followed.history.prepare(self.marker(), followed.table.snapshot_id)
-            followed.history.done(*self.mirror.catalog.commit([part]))
+            followed.history.done(self.mirror.catalog.commit([part]))
 
     def marker(self) -> Marker:
         self.number += 1
