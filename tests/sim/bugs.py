@@ -519,9 +519,8 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "            self._throw_away()\n            self.close()\n            if error.code in _FOLLOWED",
-                "            self._commit(self._batch.position or self.position)\n            self.close()\n"
-                "            if error.code in _FOLLOWED",
+                "            self._throw_away()\n            self.close()\n            if error.code",
+                "            self._commit(self._batch.position or self.position)\n            self.close()\n            if error.code",
             ),
         ),
     ),

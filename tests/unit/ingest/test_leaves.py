@@ -67,12 +67,11 @@ class Rig:
         self.followed.apply(ChangeSet(SHAPE, op, np.full(len(op), self.lsn, np.uint64), batch(SHAPE, new), batch(KEY, old)))
 
     def commit(self) -> None:
-        change = self.followed.prepare(Marker("s", "1", 1, "slot", self.lsn, str(self.lsn)))
-        if change is None:
+        parts = self.followed.prepare(Marker("s", "1", 1, "slot", self.lsn, str(self.lsn)))
+        if not parts:
             self.followed.idle()
             return
-        (loaded,) = self.mirror.catalog.commit([change])
-        self.followed.done(loaded)
+        self.followed.done(self.mirror.catalog.commit(parts))
 
     def distrust(self, leaf: int) -> None:
         state = self.followed.load.distrust(*leaf_bounds(leaf), self.followed.order)
@@ -155,8 +154,7 @@ def test_a_mirror_of_leaves_is_what_its_leaves_are(steps: list[Step]) -> None:
             rig.commit()
             change = rig.followed.compact(Marker("s", "1", 1, "slot", rig.lsn, "compaction"))
             if change is not None:
-                (loaded,) = rig.mirror.catalog.commit([change])
-                rig.followed.done(loaded)
+                rig.followed.done(rig.mirror.catalog.commit([change]))
     rig.commit()
     assert rig.rows() == model
     rig.open()
