@@ -1,5 +1,5 @@
 """Types that extensions bring, from servers that really have them: hstore, citext, ltree and PostGIS on a PostgreSQL the system's packages
-installed (component ``postgis`` of ICELAKE_REQUIRE), pgvector on the wheel's.
+installed (component ``postgis`` of ICELAKE_REQUIRE), the first three on other versions too, pgvector on the wheel's.
 
 Each row goes through load, insert, update, delete and change of key; then DuckDB, PyIceberg and ``verify`` must have the values that
 functions of the extension itself take apart in the source: not its text, which is what is mirrored.
@@ -19,7 +19,7 @@ from pyiceberg.table import StaticTable
 from icelake.errors import ProjectError
 from icelake.lakehouse import Lakehouse
 from icelake.model.relation import TableId
-from icelake.stack.binaries import installed
+from icelake.stack.binaries import Binaries, installed
 from icelake.stack.postgres import Postgres
 from icelake.tables.table import Table
 from tests.conftest import Lacking
@@ -133,6 +133,16 @@ def shop_on(server: Postgres, folder: Path, name: str, extensions: str) -> Itera
 @pytest.fixture
 def shop(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
     yield from shop_on(server, tmp_path, request.node.name, "hstore citext ltree postgis")
+
+
+@pytest.fixture
+def contrib(binaries: Binaries, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
+    """A version that brings its contrib modules; those of the wheel do not."""
+    with Postgres(version=binaries, settings=SETTINGS) as running:
+        with psycopg.connect(running.dsn) as session:
+            if session.execute("select from pg_available_extensions where name = 'ltree'").fetchone() is None:
+                pytest.skip(f"PostgreSQL {binaries.release} here has no contrib modules")
+        yield from shop_on(running, tmp_path, request.node.name, "hstore citext ltree")
 
 
 @pytest.fixture
@@ -292,10 +302,18 @@ def through_every_change(shop: Shop, *cases: Case) -> None:
     assert {case.table: found[case.table] for case in cases} == {case.table: 2 * len(case.rows) + 1 for case in cases}
 
 
+LABELLED = "create type labelled as (at int, tags hstore); create domain tags as hstore"
+
+
 def test_types_of_the_installed_server(shop: Shop) -> None:
-    shop.sql("create type labelled as (at int, tags hstore)", "create domain tags as hstore")
-    shop.sql("create domain place as geography(point, 4326)", "create type stop as (name text, at geometry)")
+    shop.sql(LABELLED, "create domain place as geography(point, 4326)", "create type stop as (name text, at geometry)")
     through_every_change(shop, HSTORE, TEXTS, POSTGIS)
+
+
+@pytest.mark.versions(17)
+def test_types_of_contrib_modules(contrib: Shop) -> None:
+    contrib.sql(LABELLED)
+    through_every_change(contrib, HSTORE, TEXTS)
 
 
 def test_types_of_pgvector(vectors: Shop) -> None:
