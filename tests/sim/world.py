@@ -672,6 +672,9 @@ class SimDesk:
     def resume_answered(self, request: str, refusals: Sequence[IcelakeError]) -> None:
         world = self._world
         fault = world.enter(self._process, "desk.resume_answered")
+        for refusal in refusals:
+            if refusal.code == "SPOOL_CORRUPT":
+                raise Broken(f"nobody harmed what was kept: {refusal}")
         if world.wish is not None and world.wish.id == request:
             world.wish = None
             world.say(f"{request} answered: {[str(refusal) for refusal in refusals]}")
