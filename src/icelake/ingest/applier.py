@@ -9,7 +9,7 @@ threaded, so a simulator can play every schedule. The rules are docs/protocol.md
 batch, and the next step starts again from the control table with a new epoch; anything else that is raised is final.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -671,7 +671,7 @@ class Applier:
             summary, state = self._marker(self.position).summary(), LoadState()
         change = delta.prepare(summary, {LOAD: state.dump(), MEMBERSHIP: member})
         heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table.id)}
-        self._settle(change, [], None, heads, parked)
+        self._settle(change, [], [], heads, parked)
         return self._catalog.load(table.id), member
 
     def _publish_leaves(self, relation: Relation) -> str:

@@ -60,9 +60,9 @@ class Rig:
         self.lsn += 1
         new: list[tuple[Any, ...]] = []
         old: list[tuple[Any, ...]] = []
-        for op, before, ident, v in changes:
-            new.append((ident, v, leaf) if op in (INSERT, UPDATE) else (None, None, leaf if op == TRUNCATE else None))
-            old.append((leaf, before) if op in (UPDATE, DELETE) else (None, None))
+        for kind, before, ident, v in changes:
+            new.append((ident, v, leaf) if kind in (INSERT, UPDATE) else (None, None, leaf if kind == TRUNCATE else None))
+            old.append((leaf, before) if kind in (UPDATE, DELETE) else (None, None))
         op = np.array([change[0] for change in changes], np.uint8)
         self.followed.apply(ChangeSet(SHAPE, op, np.full(len(op), self.lsn, np.uint64), batch(SHAPE, new), batch(KEY, old)))
 
@@ -87,7 +87,7 @@ class Rig:
             assert interval.upper is not None
             first, last = int(lower[0][0]), int(interval.upper[0][0]) - 1
             self.lsn += 1
-            mending = Mending(self.followed)
+            mending = Mending(self.followed, self.lsn)
             rows = [(ident, v, leaf) for (leaf, ident), v in sorted(source.items()) if first <= leaf <= last]
             mending.rows([batch(SHAPE, rows)] if rows else [])
             mending.finish(lower, interval.upper)
@@ -194,7 +194,9 @@ def test_files_of_other_leaves_are_not_read(monkeypatch: pytest.MonkeyPatch) -> 
     plain = Table.read
 
     def noted(self: Table, file_no: Any, positions: Any, columns: Any, **more: Any) -> pa.Table:
-        read.extend(self.files[no].leaves[0] if self.files[no].leaves else 0 for no in np.unique(file_no).tolist())
+        for no in np.unique(file_no).tolist():
+            leaves = self.files[no].leaves
+            read.append(leaves[0] if leaves else 0)
         return plain(self, file_no, positions, columns, **more)
 
     monkeypatch.setattr(Table, "read", noted)

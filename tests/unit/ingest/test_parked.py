@@ -15,7 +15,7 @@ from icelake.errors import Corrupt
 from icelake.ingest.parked import Parked, make_spool
 from icelake.model.marker import Marker
 from icelake.model.parking import Parking, spool_of
-from icelake.ports import RawChanges
+from icelake.ports import RawChanges, Transactions
 from icelake.tables import rewrite
 from icelake.tables.rewrite import FANOUT, choose_neighbours
 from icelake.tables.table import LiveFile, Table
@@ -47,7 +47,8 @@ class Rig:
         self.running += made
         lsn = np.array([change[2] for change in made], np.uint64)
         messages: pa.BinaryArray = pa.array([change[3] for change in made], pa.binary())
-        self.parked.keep(RawChanges(SMALL.id, lsn, relation, attnums, messages))
+        of = Transactions(lsn, lsn.astype(np.int64), lsn.astype(np.int64))
+        self.parked.keep(RawChanges(SMALL.id, lsn, relation, attnums, messages, of))
 
     def marker(self) -> Marker:
         return Marker("s", "1", 1, "slot", next(self.numbers), str(next(self.numbers)))
