@@ -14,6 +14,8 @@ import pytest
 from icelake.errors import ProjectError, Unreachable
 from icelake.stack.binaries import VERSIONS, Binaries, Version, find
 
+pytest_plugins = ["tests.provoked"]
+
 Lacking = Callable[[str, str], NoReturn]
 
 every_version = pytest.mark.versions(*VERSIONS)

@@ -1,0 +1,83 @@
+"""Every error of docs/reference/errors.md is provoked by a test: what the tests made happen is written down, and what is missing fails.
+
+Provoked is a code that the package itself raised while a test ran: in this process (an error that a test made by hand is none of
+it), or in a command whose words a test read (``said``). ``--every-error``, which ``make test`` gives, compares that with the page at
+the end of a run of the whole suite, whichever workers ran what. A component that is lacking makes it a warning: whoever lacks one
+cannot provoke everything. That a test also looks at the code is for ``tests/unit/test_errors.py``.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from icelake import errors
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reference" / "errors.md"
+PACKAGE = Path(errors.__file__).parent
+_IN_WORDS = re.compile(r'"code": ?"([A-Z0-9_]+)"|\bicelake: ([A-Z0-9_]+): ')
+
+raised: set[str] = set()
+"""Codes, by this process and by the workers that have ended."""
+lacking: list[str] = []
+"""Components that made a test be skipped."""
+
+
+def documented() -> set[str]:
+    return set(re.findall(r"^## ([A-Z0-9_]+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def said(words: str) -> str:
+    """The words of a command, as a test read them: the codes in them count."""
+    raised.update(json or people for json, people in _IN_WORDS.findall(words))
+    return words
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-error", action="store_true", help="fail if a run of the whole suite did not provoke every documented error")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _errors_are_written_down() -> Iterator[None]:
+    made = errors.IcelakeError.__init__
+
+    def init(self: errors.IcelakeError, code: str, *words: Any, **more: Any) -> None:
+        made(self, code, *words, **more)
+        if Path(sys._getframe(1).f_code.co_filename).is_relative_to(PACKAGE):
+            raised.add(code)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors.IcelakeError, "__init__", init)
+        yield
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        lacking.append(report.longrepr[2])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["provoked"] = sorted(raised)
+    elif config.option.every_error and exitstatus == pytest.ExitCode.OK and _whole(config) and documented() - raised and not lacking:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    raised.update(getattr(node, "workeroutput", {}).get("provoked", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.option.every_error and _whole(config):
+        missing = sorted(documented() - raised)
+        terminalreporter.write_line(f"errors: {len(documented())} documented, not provoked: {', '.join(missing) or 'none'}")
+
+
+def _whole(config: pytest.Config) -> bool:
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
