@@ -98,11 +98,11 @@ class CatalogConformance:
         assert made == catalog.load(LEFT)
         assert made.metadata["properties"] == {"p": "1"}
         assert made.metadata["format-version"] == 3
-        with pytest.raises(AlreadyExists):
+        with pytest.raises(AlreadyExists, match="TABLE_EXISTS"):
             catalog.create(LEFT, SCHEMA, {})
         catalog.create(TableId("a", "z"), SCHEMA, {})
         assert list(catalog.tables()) == [TableId("a", "z"), LEFT]
-        with pytest.raises(NoSuchTable):
+        with pytest.raises(NoSuchTable, match="NO_SUCH_TABLE"):
             catalog.load(RIGHT)
 
     def test_names_that_are_no_paths(self, catalog: Catalog) -> None:
@@ -116,7 +116,7 @@ class CatalogConformance:
     def test_tables_never_share_a_folder(self, catalog: Catalog, pair: tuple[LoadedTable, LoadedTable]) -> None:
         where = pair[0].metadata["location"]
         for location in (where, f"{where}/", f"{where}/inner", where.rsplit("/", 1)[0]):
-            with pytest.raises(AlreadyExists):
+            with pytest.raises(AlreadyExists, match="LOCATION_TAKEN"):
                 catalog.create(TableId("shop", "third"), SCHEMA, {}, location)
         catalog.create(TableId("shop", "third"), SCHEMA, {}, f"{where}2")
         with pytest.raises(AlreadyExists):
@@ -137,7 +137,7 @@ class CatalogConformance:
         catalog.commit([next_snapshot(right)])
         before = [catalog.load(LEFT), catalog.load(RIGHT)]
         for changes in ([next_snapshot(left), next_snapshot(right)], [next_snapshot(right), next_snapshot(left)]):
-            with pytest.raises(CommitConflict):
+            with pytest.raises(CommitConflict, match="COMMIT_CONFLICT"):
                 catalog.commit(changes)
         # Even with the right ref, a snapshot made for another base (sequence number, row ids) is a conflict.
         with pytest.raises(CommitConflict):
@@ -166,9 +166,9 @@ class CatalogConformance:
         change = next_snapshot(pair[0])
         with pytest.raises(NoSuchTable):
             catalog.commit([change, TableChange(TableId("no", "where"), [], [])])
-        with pytest.raises(ProjectError):
+        with pytest.raises(ProjectError, match="CATALOG_UNKNOWN_UPDATE"):
             catalog.commit([change, TableChange(RIGHT, [], [{"action": "make-it-so"}])])
-        with pytest.raises(ProjectError):
+        with pytest.raises(ProjectError, match="CATALOG_BAD_REQUEST"):
             catalog.commit([change, change])
         assert (catalog.load(LEFT), catalog.load(RIGHT)) == pair
 
@@ -184,14 +184,14 @@ class CatalogConformance:
         lease = catalog.lease("test", {LEFT: old}, 600)
         assert list(catalog.leases()) == [lease]
         remove = TableChange(LEFT, [], [{"action": "remove-snapshots", "snapshot-ids": [old]}])
-        with pytest.raises(CommitConflict):
+        with pytest.raises(CommitConflict, match="SNAPSHOT_LEASED"):
             catalog.commit([next_snapshot(pair[1]), remove])
         assert (catalog.load(LEFT), catalog.load(RIGHT)) == (second, pair[1])
         catalog.release(lease.id)
         catalog.release(lease.id)
         assert list(catalog.leases()) == []
         catalog.commit([remove])
-        with pytest.raises(CommitConflict):
+        with pytest.raises(CommitConflict, match="SNAPSHOT_GONE"):
             catalog.lease("test", {LEFT: old}, 600)
         with pytest.raises(CommitConflict):
             catalog.lease("test", {TableId("no", "where"): old}, 600)

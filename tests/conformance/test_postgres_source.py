@@ -1,8 +1,10 @@
 """The PostgreSQL source against a real server: what ``ports.Source`` and ``ports.Stream`` promise, and every way it can go wrong."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +13,19 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
-from icelake.errors import Gap, IcelakeError, ProjectError, Refused, Unreachable, UnsupportedTable
+from icelake.errors import Corrupt, Gap, IcelakeError, ProjectError, Refused, Unreachable, UnsupportedTable
 from icelake.model.load import Bound, leaf_bounds
 from icelake.model.lsn import parse_lsn
 from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, TableId
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Chunk, Source, Stream
 from icelake.sources.postgres.server import PostgresSource, range_query
+from icelake.sources.postgres.session import run, session
 from icelake.sources.postgres.stream import PgStream
 from icelake.stack.binaries import Binaries
 from icelake.stack.postgres import Postgres
+from icelake.verify.source import SourceSnapshot
+from tests.between import Between
 from tests.conftest import every_version
 
 SETTINGS = {"fsync": "off", "max_replication_slots": "8", "max_wal_senders": "8", "autovacuum": "off", "max_prepared_transactions": "2"}
@@ -322,6 +327,42 @@ def test_errors_name_what_mends_them_and_never_the_password(shop: Shop, server: 
     shop.sql(f"drop role reader_{shop.source.name}")
 
 
+def test_what_a_session_may_meet(shop: Shop, server: Postgres) -> None:
+    """Each from the server's own mouth, in a session of ours."""
+    shop.sql("create table a (id int primary key)")
+    shop.sql(f"create role guest_{shop.source.name} login password 'guest'")
+    shop.sql(f"create role nobody_{shop.source.name} password 'guest'")
+
+    def of(role: str) -> str:
+        return f"postgresql://{role}_{shop.source.name}:guest@127.0.0.1:{server.port}/{shop.source.name}"
+
+    def meets(statement: str, code: str, kind: type[IcelakeError], dsn: str = shop.dsn) -> None:
+        with pytest.raises(kind, match=code), session(dsn, "cannot ask", statement_seconds=1) as asked:
+            run(asked, statement)
+
+    meets("select pg_sleep(60)", "STATEMENT_TIMEOUT", Unreachable)
+    meets("select 1 / 0", "SOURCE_ERROR", Refused)
+    meets("select * from a", "PERMISSION_DENIED", Refused, of("guest"))
+    meets("select 1", "CONNECTION_REFUSED_BY_SERVER", Refused, of("nobody"))
+    with psycopg.connect(shop.dsn) as somebody:
+        somebody.execute("lock table a in access exclusive mode")
+        meets("lock table a in access share mode nowait", "LOCKED", Unreachable)
+    shop.sql(f"drop role guest_{shop.source.name}, nobody_{shop.source.name}")
+
+
+def test_bytes_that_no_walsender_sends_are_refused(shop: Shop) -> None:
+    """As PostgreSQL's documentation has it (55.4), a CopyData message here is WAL ('w') or a keepalive ('k')."""
+    shop.sql("create table a (id int primary key)")
+    a = shop.relation("public.a")
+    shop.source.publish("p", [a])
+    start = shop.source.create_slot(shop.slot)
+    shop.sql("insert into a values (1)")
+    with Between(shop.dsn, lambda said: re.sub(rb"(?s)(d\x00\x00..)w", rb"\1x", said)) as broken:
+        stream = PostgresSource(broken.dsn, busy_seconds=0).stream(shop.slot, "p", start, [a])
+        with closing(stream), pytest.raises(Corrupt, match="STREAM_CORRUPT"):
+            until(stream, lambda: stream.take() is not None)
+
+
 def test_a_server_that_is_not_set_up_for_it(binaries: Binaries) -> None:
     settings = SETTINGS | {"wal_level": "replica", "max_replication_slots": "1"}
     with Postgres(version=binaries, settings=settings) as server:
@@ -329,10 +370,14 @@ def test_a_server_that_is_not_set_up_for_it(binaries: Binaries) -> None:
         with pytest.raises(Refused, match="WAL_LEVEL") as caught:
             source.create_slot("s")
         assert "wal_level" in caught.value.fix
+        with pytest.raises(Refused, match="VERIFY_NOT_LOGICAL"), SourceSnapshot(server.dsn) as snapshot:
+            snapshot.take(30)
         server.restart(settings={"wal_level": "logical"})
         source.create_slot("s")
         with pytest.raises(Unreachable, match="NO_FREE_SLOT"):
             source.create_slot("t")
+        with pytest.raises(Unreachable, match="VERIFY_NO_SLOT"), SourceSnapshot(server.dsn) as snapshot:
+            snapshot.take(30)
         server.restart(settings={"max_wal_senders": "0"})
         with pytest.raises(Unreachable, match="NO_FREE_WALSENDER"):
             source.identify()

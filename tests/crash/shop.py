@@ -16,6 +16,7 @@ import orjson
 import psycopg
 
 from icelake.stack.postgres import Postgres
+from tests.provoked import said
 
 TABLES = """
 create table account (id int primary key, owner text not null, balance numeric(12,2) not null, note text);
@@ -101,7 +102,7 @@ class Lake:
         out, err = process.communicate(timeout=120)
         lines = out.splitlines()
         assert lines, f"{words}: nothing on stdout; stderr: {err.decode()[-3000:]}"
-        return process.returncode, orjson.loads(lines[-1])
+        return process.returncode, orjson.loads(said(lines[-1].decode()))
 
     def die(self, fault: str, *words: str, seconds: float = 60) -> None:
         """Run a command that must be killed by its fault point."""

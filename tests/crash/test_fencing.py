@@ -19,6 +19,7 @@ import pytest
 
 from icelake.stack.postgres import Postgres
 from tests.crash.shop import Lake, Trader, lake, make_tables
+from tests.provoked import said
 
 pytestmark = pytest.mark.crash
 
@@ -118,7 +119,7 @@ def fenced(process: "subprocess.Popen[bytes]") -> None:
     lines = process.stdout.read().splitlines()
     err = process.stderr.read().decode()
     assert process.wait() == 4, (lines[-1:], err)
-    error = orjson.loads(lines[-1])["error"]
+    error = orjson.loads(said(lines[-1].decode()))["error"]
     assert error["code"] == "FENCED", error
     assert "nothing is lost" in error["fix"]
     assert "Traceback" not in err

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from icelake.stack.postgres import Postgres
+from tests.provoked import said
 
 SHOP = """
 create table customers (id bigint primary key, email text not null, born date);
@@ -49,6 +50,7 @@ class Shell:
             env=self.env,
             check=False,
         )
+        said(done.stdout + done.stderr)
         assert done.returncode == code, f"{script}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -11,6 +11,8 @@ from typing import Any, Self
 
 import psycopg
 
+from tests.provoked import said
+
 PROJECT = """\
 [project]
 name = "shop"
@@ -37,7 +39,7 @@ def call(shell: Any, words: str | list[str], code: int) -> "subprocess.Completed
     """A command, and what holds for every one: the exit code, no traceback, no password."""
     split = words.split() if isinstance(words, str) else words
     done = subprocess.run(["icelake", *split], cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=120)
-    clean(shell, done.stdout + done.stderr)
+    clean(shell, said(done.stdout + done.stderr))
     assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -110,7 +112,7 @@ class Following:
         """Until a step's status is so."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            status = json.loads(line)
+            status = json.loads(said(line))
             if "state" not in status:
                 raise AssertionError(status)
             if so(status):
@@ -132,7 +134,7 @@ class Following:
         lines = self.process.stdout.read().splitlines()
         self.process.wait()
         self.errors.seek(0)
-        clean(self.shell, "\n".join([*lines, self.errors.read()]))
+        clean(self.shell, said("\n".join([*lines, self.errors.read()])))
         return json.loads(lines[-1])
 
     def refused(self, code: str) -> dict[str, Any]:

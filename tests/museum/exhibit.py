@@ -129,6 +129,10 @@ class Exhibit:
         with self.open() as lakehouse:
             return lakehouse.cuts()[::-1]
 
+    def written(self) -> int:
+        """Data files there are, in snapshots or not."""
+        return sum(1 for _ in (self.folder / "lake" / "warehouse").rglob("*.parquet"))
+
     def slot(self) -> str:
         return str(self.one("select slot_name from pg_replication_slots where database = current_database() and not temporary"))
 
@@ -165,6 +169,14 @@ def settings(**changed: Any) -> Iterator[None]:
     """Settings of every applier that is made here, where they are not the project's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("icelake.lakehouse.Settings", partial(Settings, **changed))
+        yield
+
+
+@contextmanager
+def chunks_of(size: int) -> Iterator[None]:
+    """The stream is taken in chunks of about so many bytes, in the midst of transactions; each writes files of its own."""
+    with settings(chunk_bytes=size), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("icelake.sources.postgres.stream._BATCH", size)
         yield
 
 

@@ -17,11 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-Fault = Literal["reset", "lost", "torn", "slow", "late", "corrupt", "500", "503", "429", "501", "507"]
+Fault = Literal["reset", "lost", "torn", "slow", "late", "corrupt", "500", "503", "429", "501", "507", "clock", "region", "405"]
 """
 reset: the connection is reset, nothing reached the server. lost: the server did it, the answer never came. torn: the answer ends in
 its middle. slow: the answer trickles. late: no answer in time; the server does it a moment later. corrupt: a byte of the body changes
-on the way. A number: the answer of a server that did nothing.
+on the way. clock, region: refused as S3 refuses a request signed at another time, or for another region. A number: the answer of a
+server that did nothing.
 """
 PASSING: tuple[Fault, ...] = ("reset", "lost", "torn", "slow", "corrupt", "500", "503", "429")
 """Those after which another try works."""
@@ -95,6 +96,10 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
+_CODES = {405: "MethodNotAllowed", 501: "NotImplemented", 503: "SlowDown", 507: "InsufficientStorage"}
+_REFUSALS: dict[str | None, tuple[int, str]] = {"clock": (403, "RequestTimeTooSkewed"), "region": (400, "AuthorizationHeaderMalformed")}
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     through: Proxy
@@ -121,8 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self.drop(reset=True)
             return
-        if fault is not None and fault.isdigit():
-            self.plain(int(fault))
+        if fault in _REFUSALS or (fault is not None and fault.isdigit()):
+            self.plain(*_REFUSALS.get(fault, (int(fault) if fault.isdigit() else 0, "")))
             return
         if fault == "late":
             time.sleep(1.0)
@@ -163,8 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def plain(self, status: int) -> None:
-        code = {501: "NotImplemented", 503: "SlowDown", 507: "InsufficientStorage"}.get(status, "InternalError")
+    def plain(self, status: int, code: str = "") -> None:
+        code = code or _CODES.get(status, "InternalError")
         answer = f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()
         if self.command == "HEAD":
             answer = b""

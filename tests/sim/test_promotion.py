@@ -1,8 +1,11 @@
 """A standby takes over: what the applier may go on with, and what it must not."""
 
+from typing import Any
+
 import pytest
 
-from icelake.errors import Gap
+from icelake.errors import Gap, Unreachable
+from icelake.ports import Stream
 from tests.sim.run import Schedule
 
 
@@ -29,6 +32,21 @@ def test_a_range_read_after_the_switch_is_noticed() -> None:
     play._stop(one)
     with pytest.raises(Gap, match="NEW_TIMELINE"):
         play._start().applier.start()
+
+
+def test_a_server_that_changes_between_two_sessions_is_noticed() -> None:
+    play = loading()
+    play._stop(play.running[0])
+    applier = play._start().applier
+    begin = applier._source.stream
+
+    def stream(*how: Any) -> Stream:
+        play.world.promote()
+        return begin(*how)
+
+    applier._source.stream = stream  # type: ignore[method-assign]
+    with pytest.raises(Unreachable, match="SERVER_CHANGED"):
+        applier.start()
 
 
 def test_two_promotions_while_loading_are_followed_and_recorded_before_anything_else() -> None:

@@ -17,7 +17,6 @@ from icelake.errors import (
     AlreadyExists,
     CommitConflict,
     CommitUnknown,
-    Corrupt,
     Fenced,
     ForeignChange,
     Gap,
@@ -1033,9 +1032,7 @@ class Applier:
             if chunk is None:
                 break
             for changes in chunk.changes:
-                followed = self.followed.get(changes.relation.id)
-                if followed is None:
-                    raise Corrupt("UNKNOWN_RELATION", f"changes came for {changes.relation.id}, which is not followed")
+                followed = self.followed[changes.relation.id]
                 try:
                     followed.apply(changes)
                 except (UnsupportedTable, ValueOutOfContract) as error:

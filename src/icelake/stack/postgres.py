@@ -133,12 +133,12 @@ class Postgres:
         follower._primary_slot = slot
         return follower
 
-    def promote(self) -> None:
+    def promote(self, seconds: int = 60) -> None:
         """Make a standby a primary, on a new timeline; returns when it takes writes."""
         with closing(psycopg.connect(self.dsn, autocommit=True)) as session:
-            done = session.execute("select pg_promote(true, 60)").fetchone()
+            done = session.execute("select pg_promote(true, %s)", [seconds]).fetchone()
         if done != (True,):
-            raise Unreachable("POSTGRES_PROMOTE", "the standby was not promoted within 60 s", self._tail())
+            raise Unreachable("POSTGRES_PROMOTE", f"the standby was not promoted within {seconds} s", self._tail())
 
     def _tail(self) -> str:
         return self._supervisor.log_tail() if self._supervisor is not None else ""

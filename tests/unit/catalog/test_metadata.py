@@ -79,7 +79,7 @@ def test_a_new_table_is_version_3_and_empty() -> None:
     ],
 )
 def test_a_schema_that_contradicts_itself_is_refused(schema: Json) -> None:
-    with pytest.raises(ProjectError):
+    with pytest.raises(ProjectError, match="CATALOG_BAD_REQUEST"):
         new_table("u", "/l", schema, {}, 0)
 
 
@@ -117,9 +117,9 @@ def test_requirements(requirement: Json, holds: bool) -> None:
 
 def test_requirements_of_a_table_that_is_not_there() -> None:
     check(None, [{"type": "assert-create"}])
-    with pytest.raises(CommitConflict):
+    with pytest.raises(CommitConflict, match="COMMIT_CONFLICT"):
         check(None, [{"type": "assert-table-uuid", "uuid": "u-1"}])
-    with pytest.raises(ProjectError):
+    with pytest.raises(ProjectError, match="CATALOG_UNKNOWN_REQUIREMENT"):
         check(table(), [{"type": "assert-something-new"}])
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_a_failing_commit_statement_is_an_unknown_outcome_and_its_files_stay(cat
     before = catalog.create(ORDERS, SCHEMA, {})
     change = TableChange(ORDERS, [], TOUCH)
     plant(catalog, "COMMIT", sqlite3.SQLITE_IOERR, done)
-    with pytest.raises(CommitUnknown):
+    with pytest.raises(CommitUnknown, match="COMMIT_UNKNOWN"):
         catalog.commit([change])
     assert len(files(tmp_path)) == 2
     loaded = catalog.load(ORDERS)
@@ -227,6 +228,14 @@ def test_a_file_that_is_no_database_is_corrupt(catalog: SqliteCatalog, tmp_path:
     with pytest.raises(Corrupt):
         catalog.create(ORDERS, SCHEMA, {})
     assert files(tmp_path) == set()
+
+
+def test_a_catalog_that_lost_a_table_of_its_own_is_refused(catalog: SqliteCatalog, tmp_path: Path) -> None:
+    catalog.create(ORDERS, SCHEMA, {})
+    with closing(sqlite3.connect(tmp_path / "catalog.db")) as somebody:
+        somebody.execute("DROP TABLE tables")
+    with pytest.raises(Refused, match="CATALOG_ERROR"):
+        catalog.load(ORDERS)
 
 
 def test_a_newer_catalog_is_refused(catalog: SqliteCatalog, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["query", "--engine", "trino", "select 1"], "ENGINE_NOT_BUILT", "duckdb"),
         (["query", "--engine", "oracle", "select 1"], "UNKNOWN_ENGINE", "oracle"),
         (["query", "--csv", "--arrow", "select 1"], "USAGE", "not allowed with"),
+        (["bench", "nonsense"], "UNKNOWN_BENCH", "one of"),
         (["status", "-C", "/nowhere"], "PROJECT_NOT_FOUND", "icelake init"),
         (["doctor", "-C", "/nowhere"], "PROJECT_NOT_FOUND", "icelake init"),
     ],
@@ -138,6 +139,12 @@ def test_init_refuses_what_would_not_load(tmp_path: Path, words: list[str], caps
     assert cli.main(["init", str(tmp_path / "x"), *words]) == 2
     assert "BAD_NAME" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_init_says_where_it_may_not_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["init", str(tmp_path / "file" / "shop")]) == 2
+    assert "INIT_NOT_WRITABLE" in capsys.readouterr().err
 
 
 def test_the_console_script_is_main() -> None:

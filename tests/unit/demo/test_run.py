@@ -14,7 +14,7 @@ import pytest
 
 from icelake.demo.build import Size
 from icelake.demo.run import Options, Part, run
-from icelake.errors import ProjectError
+from icelake.errors import ProjectError, Unreachable
 
 SCRIPT = """
 import json
@@ -52,6 +52,13 @@ def test_a_short_demo_is_verified_and_leaves_only_what_was_asked_for(capsys: pyt
     assert {entry.name for entry in (tmp_path / "kept").iterdir()} == {"icelake.toml", "shop.dsn", "lake"}
     with pytest.raises(ProjectError, match="DEMO_FOLDER_IN_USE"):
         run(options, answers_on_stdout=True)
+
+
+def test_a_demo_that_gets_nowhere_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("icelake.demo.run.FIRST_ANSWER_LIMIT", 0.0)
+    options = Options(seconds=3, workers=1, rate=1, size=Size(customers=10, products=5, orders=5, days=1))
+    with pytest.raises(Unreachable, match=r"DEMO_TIMEOUT.*\(loading\)"):
+        run(options, answers_on_stdout=False)
 
 
 def test_an_interrupted_demo_leaves_nothing() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from icelake.demo.build import Size, build, generate
 from icelake.demo.shop import Trader, Traders, trade
-from icelake.errors import Unreachable
+from icelake.errors import Refused, Unreachable
 from icelake.stack.postgres import Postgres
 
 NOW = datetime(2026, 11, 20, 15, 30, tzinfo=UTC)
@@ -170,6 +170,15 @@ def test_trade_keeps_its_rate(shop: tuple[str, psycopg.Connection[Any]]) -> None
     trade(connection, 1, stop, 1e6, report=report)
     assert [transactions for _, transactions, _ in seen] == list(range(1, 21))
     assert sorted(rows for *_, rows in seen) == [rows for *_, rows in seen]
+
+
+def test_a_shop_that_somebody_else_changes_is_said(shop: tuple[str, psycopg.Connection[Any]]) -> None:
+    _, connection = shop
+    trader = Trader(connection, 3)
+    trader.fill_cart()
+    connection.execute("DELETE FROM shop.carts")
+    with pytest.raises(Refused, match="SHOP_INCONSISTENT"):
+        trader.log_in()
 
 
 def test_a_lost_database_is_said(shop: tuple[str, psycopg.Connection[Any]]) -> None:

@@ -32,8 +32,8 @@ from pyiceberg.types import (
     UUIDType,
 )
 
-from icelake.engines.duckdb import DuckDBEngine, TableAt, connect, named
-from icelake.errors import Corrupt, ProjectError, Refused
+from icelake.engines.duckdb import DuckDBEngine, TableAt, connect, extension_file, named
+from icelake.errors import Corrupt, IcelakeError, ProjectError, Refused
 
 ORDERS = Schema(
     NestedField(1, "id", LongType(), required=True), NestedField(2, "customer", LongType()), NestedField(3, "note", StringType())
@@ -253,6 +253,11 @@ def test_connect_is_locked_to_its_folders(tmp_path: Path) -> None:
         for statement in (f"from read_csv('{tmp_path}/out/x.csv')", f"from read_csv('{tmp_path}/in/../out/x.csv')", "set threads=1"):
             with pytest.raises(Exception, match=r"disabled by configuration|has been locked"):
                 connection.execute(statement)
+
+
+def test_an_extension_that_is_not_installed_is_named() -> None:
+    with pytest.raises(IcelakeError, match=r"(?s)DUCKDB_EXTENSION_MISSING.*pip install duckdb-extension-spatial=="):
+        extension_file("spatial")
 
 
 def test_it_works_without_home_or_network_and_leaves_nothing_behind(lake: Any, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_busy_desk_is_temporary(applier: SqliteDesk, asker: SqliteDesk, monkey
     applier.report({})
     assert applier._connection is not None
     applier._connection.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match="DESK_BUSY"):
         asker.report({})
     applier._connection.execute("ROLLBACK")
     asker.report({})

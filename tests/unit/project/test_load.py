@@ -280,12 +280,18 @@ def test_not_utf8(tmp_path: Path) -> None:
         load_project(tmp_path)
 
 
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "icelake.toml").mkdir()
+    with pytest.raises(ProjectError, match="PROJECT_NOT_READABLE"):
+        load_project(tmp_path)
+
+
 def test_a_profile_may_be_chosen_from_outside(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
     assert load_project(tmp_path, "embedded").profile == "embedded"
     with pytest.raises(ProjectError, match="PROJECT_PROFILE_NOT_BUILT"):
         load_project(tmp_path, "external")
-    with pytest.raises(ProjectError, match=r"did you mean embedded\?"):
+    with pytest.raises(ProjectError, match=r"(?s)PROJECT_UNKNOWN_PROFILE.*did you mean embedded\?"):
         load_project(tmp_path, "embeded")
 
 

@@ -133,6 +133,12 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert binaries.cache_folder() == Path("/somewhere/.cache/icelake")
 
 
+def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binaries, "_PACKAGE", "no_such_package")
+    with pytest.raises(ProjectError, match=r"(?s)POSTGRES_NOT_INSTALLED.*pip install"):
+        binaries.find(18)
+
+
 def test_a_program_that_is_not_there() -> None:
     with pytest.raises(ProjectError, match="POSTGRES_NO_PROGRAM"):
         binaries.client("pg_nonsense")

@@ -1,6 +1,7 @@
 """The supervised PostgreSQL: who it runs as, who may log in, and that nothing of it is left."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_goes_on_after_stop_crash_and_restart(binaries: Binaries) -> None:
         with psycopg.connect(server.dsn) as connection:
             assert connection.execute("SELECT count(*) FROM kept").fetchone() == (100,)
             assert connection.execute("SHOW wal_level").fetchone() == ("replica",)
-        with pytest.raises(Unreachable, match='unrecognized configuration parameter "no_such_setting"'):
+        with pytest.raises(Unreachable, match=r'(?s)POSTGRES_START.*unrecognized configuration parameter "no_such_setting"'):
             server.restart(settings={"no_such_setting": "1"})
 
 
@@ -157,6 +158,9 @@ def test_lasting_folder_keeps_data_and_password() -> None:
             assert again.password == password
             with psycopg.connect(again.dsn) as connection:
                 assert connection.execute("SELECT n FROM kept").fetchone() == (7,)
+        (place / "password").unlink()
+        with pytest.raises(ProjectError, match="POSTGRES_NO_PASSWORD"):
+            Postgres(place, settings=QUICK).start()
         after = place.stat()
         assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
     finally:
@@ -171,6 +175,27 @@ def test_a_folder_closed_to_the_server_is_refused_and_left_as_it_was(tmp_path: P
         Postgres(closed).start()
     assert closed.stat().st_mode & 0o777 == 0o700
     assert not list(closed.iterdir())
+
+
+def test_a_database_that_cannot_be_made_says_why() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15 << 20, limits[1]))  # a segment of WAL has 16 MiB
+    try:
+        with pytest.raises(Unreachable, match="POSTGRES_INITDB"):
+            Postgres(settings=QUICK).start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_no_folder_is_short_enough_for_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "_SOCKET_PATH_LIMIT", 30)
+    with pytest.raises(ProjectError, match=r"(?s)POSTGRES_NO_TEMP.*too long for a socket"):
+        Postgres(settings=QUICK).start()
+
+
+def test_a_standby_that_cannot_be_copied_says_why(server: Postgres) -> None:
+    with pytest.raises(Unreachable, match=r"(?s)POSTGRES_BASEBACKUP.*replication slot name"):
+        server.standby("not a name").start()
 
 
 def test_port_in_use_is_said(server: Postgres) -> None:
@@ -280,6 +305,14 @@ def test_a_standby_follows_and_is_promoted(server: Postgres) -> None:
             assert slots == [("sb", True)]
             for pid in (standby.pid, *descendants(os.getpid())):
                 assert password.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            with psycopg.connect(standby.dsn) as reader:
+                (startup,) = reader.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'").fetchone() or (0,)
+            os.kill(startup, signal.SIGSTOP)
+            try:
+                with pytest.raises(Unreachable, match="POSTGRES_PROMOTE"):
+                    standby.promote(seconds=1)
+            finally:
+                os.kill(startup, signal.SIGCONT)
             standby.promote()
             with psycopg.connect(standby.dsn, autocommit=True) as writer:
                 writer.execute("INSERT INTO t VALUES (3)")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from icelake.engines.duckdb import connect
 from icelake.errors import Corrupt, IcelakeError, ProjectError, Refused, Unreachable
 from icelake.storage import s3
 from icelake.storage.s3 import S3Storage
@@ -296,6 +297,23 @@ def test_a_full_server_is_waited_for_and_said(opened: Open, proxy: Proxy) -> Non
     proxy.choose = lambda method, path: None
     storage.flush()
     assert content(storage) == {"f": b"x"}
+
+
+@pytest.mark.parametrize(("fault", "code"), [("clock", "S3_CLOCK"), ("region", "S3_REGION"), ("405", "S3_REFUSED")])
+def test_what_an_s3_refuses_is_said_with_the_next_step(opened: Open, proxy: Proxy, fault: Fault, code: str) -> None:
+    storage = opened(patience=0.05)
+    proxy.choose = first(1000, fault)
+    storage.write(at(storage, "f"), b"x")
+    with pytest.raises(Refused, match=code) as caught:
+        storage.flush()
+    assert caught.value.fix
+
+
+def test_keys_that_no_query_can_use_are_said_and_not_shown(server: SeaweedFS, tmp_path: Path) -> None:
+    reach = s3_server.settings(server, tmp_path, secret_key="torn\0file")
+    with pytest.raises(ProjectError, match="S3_SETTINGS") as caught:
+        connect(["s3://lake/x"], s3=reach)
+    assert "torn" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_environment_decides_nothing(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

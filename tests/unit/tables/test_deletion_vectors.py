@@ -78,5 +78,5 @@ def test_damaged_bytes_are_never_believed(data: st.DataObject) -> None:
 @given(st.binary(max_size=60), st.integers(0, 60))
 def test_a_puffin_file_of_nonsense_is_corrupt(noise: bytes, cut: int) -> None:
     for file in (noise, b"PFA1" + noise + b"PFA1", puffin(b"x" * 30, "/p", 1)[:cut]):
-        with pytest.raises(Corrupt):
+        with pytest.raises(Corrupt, match="DELETION_VECTOR_CORRUPT"):
             puffin_blobs(file, "x")

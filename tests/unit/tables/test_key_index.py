@@ -425,7 +425,7 @@ def test_a_row_of_a_file_that_is_not_live_never_reaches_the_disk() -> None:
 
 def test_positions_must_fit() -> None:
     index, _ = grown(None)
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match="FILE_TOO_LONG"):
         index.put(hashes([1]), 1, 1 << 32, -1)
     index.put(hashes([1]), 2**31 - 1, 0xFFFF_FFFE, 2**62)
     assert found(index, [1]) == {1: (2**31 - 1, 0xFFFF_FFFE, 2**62)}

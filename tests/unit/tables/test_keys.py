@@ -180,9 +180,9 @@ def test_the_seed_matters_and_other_processes_agree() -> None:
 
 def test_what_is_no_key_is_refused() -> None:
     for keys in (batch(k=pa.array([[1]])), batch(k=pa.array([b"abc"], pa.binary(3)))):
-        with pytest.raises(UnsupportedTable):
+        with pytest.raises(UnsupportedTable, match="KEY_TYPE"):
             hash_keys(keys, SEED)
-    with pytest.raises(UnsupportedTable):
+    with pytest.raises(UnsupportedTable, match="KEY_MISSING"):
         hash_keys(pa.RecordBatch.from_pydict({}), SEED)
 
 

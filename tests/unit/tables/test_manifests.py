@@ -129,7 +129,7 @@ def test_damaged_manifests_are_never_half_read(data: st.DataObject) -> None:
     body = CODEC.encode_data_file(RECORD)
     count = data.draw(st.sampled_from([1, 60]))
     good = CODEC.encode_manifest(HEADER, [entry_bytes(EXISTING, 5, (1, 1), body)] * count)
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt, match="MANIFEST_CORRUPT"):
         decode_manifest(good[: data.draw(st.integers(0, len(good) - 1))], "x")
     damaged = bytearray(good)
     chance = random.Random(data.draw(st.integers()))
@@ -182,7 +182,7 @@ def test_a_manifest_without_row_ids_is_corrupt() -> None:
 
 @pytest.mark.parametrize("file", [{"content": 2}, {"content": 1, "file_format": "PARQUET"}])
 def test_other_kinds_of_deletes_are_foreign(file: Record) -> None:
-    with pytest.raises(ForeignChange):
+    with pytest.raises(ForeignChange, match="FOREIGN_DELETES"):
         list(inherit(LISTED, [entry(ADDED, **file)], "x", 3))
 
 

@@ -281,7 +281,7 @@ def test_a_schema_that_is_not_ours_is_corrupt(damage: Any) -> None:
     document = metadata(relation(("id", "long"), ("a", "int"), ("l", "list<int>")))
     relation_of(document)
     damage(document)
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt, match="TABLE_METADATA_CORRUPT"):
         relation_of(document)
 
 

@@ -21,8 +21,8 @@ from tests.unit.tables.mirror import SMALL, MemoryStorage, Mirror, batch, relati
 MARKER = Marker(source="s", system_id="7", timeline=1, slot="x", lsn=0x16B3748, attempt="a")
 
 
-def filled(count: int = 10) -> Mirror:
-    mirror = Mirror(SMALL)
+def filled(count: int = 10, *, version: int = 3) -> Mirror:
+    mirror = Mirror(SMALL, layout=Layout(format_version=version))
     mirror.commit([(key, f"v{key}") for key in range(count)])
     return mirror
 
@@ -112,7 +112,7 @@ def test_the_marker_survives_expiry_in_the_properties() -> None:
 def test_a_mangled_marker_is_corrupt() -> None:
     mirror = filled()
     mirror.send(mirror.table.delta(), {"icelake.lsn": "nonsense"})
-    with pytest.raises(Corrupt, match="marker"):
+    with pytest.raises(Corrupt, match="MARKER_CORRUPT"):
         mirror.table.marker()
 
 
@@ -260,7 +260,7 @@ def test_adopting_what_is_not_ours_is_refused() -> None:
     other = mirror.reopen()
     delta = other.delta()
     (loaded,) = mirror.catalog.commit([delta.prepare({"x": "y"}, {})])
-    with pytest.raises(ForeignChange):
+    with pytest.raises(ForeignChange, match="TABLE_MOVED"):
         mirror.table.adopt(loaded, None)
     ours = mirror.table.delta()
     ours.prepare({"x": "y"}, {})
@@ -320,14 +320,16 @@ def test_other_shapes_of_tables_are_refused() -> None:
         {"partition-specs": [{"spec-id": 0, "fields": [{**field, "transform": "identity", "source-id": 9}]}]},
         {"sort-orders": [{"order-id": 1, "fields": [{"transform": "bucket[3]", "source-id": 1, "direction": "asc", "null-order": "x"}]}]},
     ):
-        with pytest.raises(ForeignChange):
+        with pytest.raises(ForeignChange, match="TABLE_SHAPE_CHANGED"):
             Table.open(changed(mirror, **values), mirror.storage, mirror.clock, mirror.chance)
 
 
-@pytest.mark.parametrize("kind", ["avro", "puffin"])
+@pytest.mark.parametrize(
+    ("kind", "code"), [("avro", "MANIFEST_CORRUPT"), ("puffin", "DELETION_VECTOR_CORRUPT"), ("parquet", "POSITION_DELETES_CORRUPT")]
+)
 @pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_damaged_metadata_is_corrupt(kind: str, damage: str) -> None:
-    mirror = filled()
+def test_damaged_metadata_is_corrupt(kind: str, code: str, damage: str) -> None:
+    mirror = filled(version=2 if kind == "parquet" else 3)
     mirror.commit([(1, "x")])
     listed = [mirror.head()["manifest-list"], *(manifest.path for manifest in mirror.table.manifests)]
     vectors = [file.dv_path for file in mirror.table.files.values() if file.dv_path]
@@ -335,7 +337,7 @@ def test_damaged_metadata_is_corrupt(kind: str, damage: str) -> None:
         data = mirror.storage.files[path]
         mirror.storage.files[path] = data[:20] if damage == "cut" else data[:20] + bytes([data[20] ^ 255]) + data[21:]
         if damage == "cut" or kind == "puffin":
-            with pytest.raises(Corrupt):
+            with pytest.raises(Corrupt, match=code):
                 mirror.reopen()
         mirror.storage.files[path] = data
 

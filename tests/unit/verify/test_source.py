@@ -13,6 +13,7 @@ from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.relation import TableId
 from icelake.verify import source as source_module
 from icelake.verify.source import SourceSnapshot
+from tests.between import Between
 
 T = TableId("public", "t")
 
@@ -197,6 +198,30 @@ def test_errors_say_what_to_do_and_never_show_the_password(pair) -> None:
     assert "row-level security" in errors[-1].what
     assert isinstance(errors[-1], Refused)
     assert all("hidden-word" not in str(error) and error.fix for error in errors)
+
+
+def test_a_table_that_is_locked_is_waited_for_and_named(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(source_module._SETTINGS, "lock_timeout", "50ms")
+    pair.sql("CREATE TABLE t (id bigint PRIMARY KEY)")
+    with psycopg.connect(pair.dsn) as somebody:
+        somebody.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        with SourceSnapshot(pair.dsn) as source:
+            with pytest.raises(Unreachable, match="VERIFY_TABLE_LOCKED"):
+                source.describe([T])
+
+
+def test_what_postgresql_cannot_answer_is_said_with_its_sqlstate(pair) -> None:
+    pair.sql("CREATE TABLE t (id bigint PRIMARY KEY); INSERT INTO t VALUES (0)")
+    with SourceSnapshot(pair.dsn) as source:
+        source.take(30)
+        with pytest.raises(Refused, match=r"(?s)VERIFY_SOURCE_FAILED.*22012"):
+            read(source, "1 / id")
+
+
+def test_a_server_of_an_older_version_is_refused(pair) -> None:
+    with Between(pair.dsn, lambda said: said.replace(b"server_version\x0018.", b"server_version\x0013.")) as older:
+        with pytest.raises(Refused, match=r"SOURCE_TOO_OLD.*PostgreSQL 13"), SourceSnapshot(older.dsn):
+            pass
 
 
 def test_the_lsn_is_where_a_slot_would_start(pair) -> None:

@@ -289,7 +289,7 @@ def test_a_relation_message_is_read_whole() -> None:
     for cut in range(len(message)):
         with pytest.raises(Corrupt):
             parse_relation(message[:cut])
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt, match="CHANGE_STREAM_CORRUPT"):
         parse_relation(message + b"\0")
 
 
