@@ -48,10 +48,10 @@ demo: $(INSTALLED) ## a shop that keeps trading, mirrored, questioned and verifi
 	@exec $(BIN)/icelake demo $(ARGS)
 
 test: lint ## everything but the tests that need Java
-	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" $(ARGS)
+	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" --every-error $(ARGS)
 
 test-full: lint ## make test with its short forms at full length (about half an hour)
-	@ICELAKE_FULL=1 exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" $(ARGS)
+	@ICELAKE_FULL=1 exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" --every-error $(ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy, the rooms' import contracts, dependencies, generated pages
 	@$(BIN)/ruff check --quiet .

@@ -29,7 +29,7 @@ def lacking() -> Lacking:
     def absent(component: str, why: str) -> NoReturn:
         if component in required:
             pytest.fail(f"{component} is required (ICELAKE_REQUIRE) and absent: {why}")
-        pytest.skip(f"{component}: {why}")
+        pytest.skip(f"lacking {component}: {why}")
 
     return absent
 

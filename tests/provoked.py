@@ -2,8 +2,8 @@
 
 Provoked is a code that the package itself raised while a test ran: in this process (an error that a test made by hand is none of
 it), or in a command whose words a test read (``said``). ``--every-error``, which ``make test`` gives, compares that with the page at
-the end of a run of the whole suite, whichever workers ran what. A component that is lacking makes it a warning: whoever lacks one
-cannot provoke everything. That a test also looks at the code is for ``tests/unit/test_errors.py``.
+the end of a run of the whole suite, whichever workers ran what. Where a component is lacking (``lacked``) what is missing is only said:
+nobody can provoke everything there. That a test also looks at the code is for ``tests/unit/test_errors.py``.
 """
 
 import re
@@ -23,8 +23,8 @@ _IN_WORDS = re.compile(r'"code": ?"([A-Z0-9_]+)"|\bicelake: ([A-Z0-9_]+): ')
 
 raised: set[str] = set()
 """Codes, by this process and by the workers that have ended."""
-lacking: list[str] = []
-"""Components that made a test be skipped."""
+lacked: set[str] = set()
+"""Components without which tests were skipped, by the fixture ``lacking``."""
 
 
 def documented() -> set[str]:
@@ -55,16 +55,11 @@ def _errors_are_written_down() -> Iterator[None]:
         yield
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.skipped and isinstance(report.longrepr, tuple):
-        lacking.append(report.longrepr[2])
-
-
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput["provoked"] = sorted(raised)
-    elif config.option.every_error and exitstatus == pytest.ExitCode.OK and _whole(config) and documented() - raised and not lacking:
+    elif _asked(config) and exitstatus == pytest.ExitCode.OK and documented() - raised and not lacked:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -73,11 +68,19 @@ def pytest_testnodedown(node: Any) -> None:
     raised.update(getattr(node, "workeroutput", {}).get("provoked", ()))
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        lacked.update(re.findall(r"^Skipped: lacking (\w+):", report.longrepr[2]))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.option.every_error and _whole(config):
-        missing = sorted(documented() - raised)
-        terminalreporter.write_line(f"errors: {len(documented())} documented, not provoked: {', '.join(missing) or 'none'}")
+    if _asked(config):
+        without = f" (without {', '.join(sorted(lacked))})" if lacked else ""
+        missing = ", ".join(sorted(documented() - raised)) or "none"
+        terminalreporter.write_line(f"errors: {len(documented())} documented{without}, not provoked: {missing}")
 
 
-def _whole(config: pytest.Config) -> bool:
-    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+def _asked(config: pytest.Config) -> bool:
+    """Of a part of the suite nobody can ask it."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    return whole and bool(config.option.every_error)
