@@ -342,11 +342,11 @@ def test_what_a_session_may_meet(shop: Shop, server: Postgres) -> None:
 
     meets("select pg_sleep(60)", "STATEMENT_TIMEOUT", Unreachable)
     meets("select 1 / 0", "SOURCE_ERROR", Refused)
-    meets("select * from a", "PERMISSION_DENIED", Refused, of("guest"))
+    meets("select * from public.a", "PERMISSION_DENIED", Refused, of("guest"))
     meets("select 1", "CONNECTION_REFUSED_BY_SERVER", Refused, of("nobody"))
     with psycopg.connect(shop.dsn) as somebody:
         somebody.execute("lock table a in access exclusive mode")
-        meets("lock table a in access share mode nowait", "LOCKED", Unreachable)
+        meets("begin; lock table public.a in access share mode nowait", "LOCKED", Unreachable)
     shop.sql(f"drop role guest_{shop.source.name}, nobody_{shop.source.name}")
 
 

@@ -97,7 +97,7 @@ class _Server(ThreadingHTTPServer):
 
 
 _CODES = {405: "MethodNotAllowed", 501: "NotImplemented", 503: "SlowDown", 507: "InsufficientStorage"}
-_REFUSALS: dict[str | None, tuple[int, str]] = {"clock": (403, "RequestTimeTooSkewed"), "region": (400, "AuthorizationHeaderMalformed")}
+_REFUSALS: dict[str, tuple[int, str]] = {"clock": (403, "RequestTimeTooSkewed"), "region": (400, "AuthorizationHeaderMalformed")}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -126,8 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self.drop(reset=True)
             return
-        if fault in _REFUSALS or (fault is not None and fault.isdigit()):
-            self.plain(*_REFUSALS.get(fault, (int(fault) if fault.isdigit() else 0, "")))
+        if fault is not None and (fault in _REFUSALS or fault.isdigit()):
+            self.plain(*_REFUSALS[fault] if fault in _REFUSALS else (int(fault), _CODES.get(int(fault), "InternalError")))
             return
         if fault == "late":
             time.sleep(1.0)
@@ -168,8 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def plain(self, status: int, code: str = "") -> None:
-        code = code or _CODES.get(status, "InternalError")
+    def plain(self, status: int, code: str) -> None:
         answer = f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()
         if self.command == "HEAD":
             answer = b""

@@ -305,14 +305,6 @@ def test_a_standby_follows_and_is_promoted(server: Postgres) -> None:
             assert slots == [("sb", True)]
             for pid in (standby.pid, *descendants(os.getpid())):
                 assert password.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
-            with psycopg.connect(standby.dsn) as reader:
-                (startup,) = reader.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'").fetchone() or (0,)
-            os.kill(startup, signal.SIGSTOP)
-            try:
-                with pytest.raises(Unreachable, match="POSTGRES_PROMOTE"):
-                    standby.promote(seconds=1)
-            finally:
-                os.kill(startup, signal.SIGCONT)
             standby.promote()
             with psycopg.connect(standby.dsn, autocommit=True) as writer:
                 writer.execute("INSERT INTO t VALUES (3)")
@@ -323,6 +315,18 @@ def test_a_standby_follows_and_is_promoted(server: Postgres) -> None:
                 assert row == ("00000002",)
             assert primary.execute("SELECT count(*) FROM t").fetchone() == (2,)
         assert not folder.exists()
+
+
+def test_a_standby_that_does_not_come_to_it_is_not_promoted(server: Postgres) -> None:
+    with server.standby() as standby:
+        with psycopg.connect(standby.dsn) as reader:
+            (startup,) = reader.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'").fetchone() or (0,)
+        os.kill(startup, signal.SIGSTOP)
+        try:
+            with pytest.raises(Unreachable, match="POSTGRES_PROMOTE"):
+                standby.promote(seconds=1)
+        finally:
+            os.kill(startup, signal.SIGCONT)
 
 
 def test_shared_memory_and_ports_are_looked_at() -> None:

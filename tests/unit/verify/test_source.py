@@ -203,11 +203,11 @@ def test_errors_say_what_to_do_and_never_show_the_password(pair) -> None:
 def test_a_table_that_is_locked_is_waited_for_and_named(pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(source_module._SETTINGS, "lock_timeout", "50ms")
     pair.sql("CREATE TABLE t (id bigint PRIMARY KEY)")
-    with psycopg.connect(pair.dsn) as somebody:
+    with SourceSnapshot(pair.dsn) as source, psycopg.connect(pair.dsn) as somebody:
+        source.take(30)
         somebody.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
-        with SourceSnapshot(pair.dsn) as source:
-            with pytest.raises(Unreachable, match="VERIFY_TABLE_LOCKED"):
-                source.describe([T])
+        with pytest.raises(Unreachable, match="VERIFY_TABLE_LOCKED"):
+            source.describe([T])
 
 
 def test_what_postgresql_cannot_answer_is_said_with_its_sqlstate(pair) -> None:
