@@ -18,6 +18,7 @@ import pytest
 
 from icelake.stack.postgres import Postgres
 from tests.journeys.refusals import ICELAKE, MANY, PROJECT, SLOT, Following, call, clean, one, refused, whole, with_project
+from tests.provoked import said
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ def test_a_project_file_of_nonsense(tmp_path: Path, text: str, code: str, line: 
     outputs = []
     for command in ([ICELAKE, "sync"], [ICELAKE, "sync", "--json"]):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        outputs.append(done.stdout + done.stderr)
+        outputs.append(said(done.stdout + done.stderr))
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert "secret-word" not in outputs[-1]

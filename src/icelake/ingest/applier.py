@@ -17,6 +17,7 @@ from icelake.errors import (
     AlreadyExists,
     CommitConflict,
     CommitUnknown,
+    Corrupt,
     Fenced,
     ForeignChange,
     Gap,

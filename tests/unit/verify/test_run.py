@@ -427,10 +427,10 @@ def test_a_damaged_data_file_is_an_error_not_a_difference(pair) -> None:
 
 
 def test_a_value_larger_than_the_memory_is_said(pair) -> None:
-    pair.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text); INSERT INTO t VALUES (1, repeat('x', 20000000))")
+    pair.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text); INSERT INTO t VALUES (1, repeat('x', 40000000))")
     pair.mirror("public.t")
     with pytest.raises(Refused, match="VERIFY_NO_SPACE"):
-        pair.verify("public.t", memory_limit="40MB")
+        pair.verify("public.t", memory_limit="32MB")
 
 
 def test_the_handshake_is_taken_back_after_a_failure(pair) -> None:
