@@ -34,7 +34,7 @@ def test_a_range_read_after_the_switch_is_noticed() -> None:
         play._start().applier.start()
 
 
-def test_a_server_that_changes_between_two_sessions_is_noticed() -> None:
+def test_a_server_that_changes_between_two_sessions_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     play = loading()
     play._stop(play.running[0])
     applier = play._start().applier
@@ -44,7 +44,7 @@ def test_a_server_that_changes_between_two_sessions_is_noticed() -> None:
         play.world.promote()
         return begin(*how)
 
-    applier._source.stream = stream  # type: ignore[method-assign]
+    monkeypatch.setattr(applier._source, "stream", stream)
     with pytest.raises(Unreachable, match="SERVER_CHANGED"):
         applier.start()
 
