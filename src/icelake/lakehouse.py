@@ -30,6 +30,7 @@ from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.marker import LOAD, LSN, SLOT, SOURCE, Cut
 from icelake.model.parking import Parking
 from icelake.model.relation import Refusal, Relation, TableId
+from icelake.model.types import holds, parse
 from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
 from icelake.observe.faults import FaultPoint, fault_point, plant
@@ -292,7 +293,7 @@ class Lakehouse:
         if misfit is not None:
             why, fix = misfit
             return Refusal(relation.schema, relation.name, "LAYOUT_DOES_NOT_FIT", f"partition or sort in its settings: {why}", fix)
-        times = [column.name for column in chosen.columns if column.iceberg == "time"]
+        times = [column.name for column in chosen.columns if holds(parse(column.iceberg), "time")]
         if "spark" not in wanted.readers or not times:
             return chosen
         return Refusal(

@@ -79,3 +79,14 @@ def test_a_shop_in_partitions(shop: Shell) -> None:
     other(shop, 'partition = ["year(born)"]', 'partition = ["year(born)"]\nformat = 3')
     with pytest.raises(ProjectError, match="version 3 is not for athena"):
         Lakehouse.open(shop.folder)
+
+
+def test_a_reader_that_cannot_read_a_column(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Spark refuses a table that has a ``time`` anywhere, so such a table is not made for it."""
+    with shop_on(server, tmp_path, request.node.nodeid) as shell:
+        shell.sql("create table opening (id int primary key, hours time[], until timestamp)")
+        source = f'[sources.shop]\ndsn = "{shell.dsn}"\ntables = ["public.opening"]\n'
+        readers = '[tables."public.opening"]\nreaders = ["duckdb", "spark"]\n'
+        (tmp_path / "icelake.toml").write_text(f'[project]\nname = "shop"\n{source}{readers}')
+        with Lakehouse.open(tmp_path) as lake, pytest.raises(UnsupportedTable, match=r"(?s)READER_CANNOT.*time columns \(hours\)"):
+            lake.sync()

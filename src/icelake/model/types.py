@@ -76,6 +76,19 @@ class StructType:
 IcebergType = Primitive | ListType | MapType | StructType
 
 
+def holds(kind: IcebergType, primitive: str) -> bool:
+    """Whether the type is that primitive or has it inside."""
+    match kind:
+        case Primitive(name):
+            return name == primitive
+        case ListType(element):
+            return holds(element, primitive)
+        case MapType(key, value):
+            return holds(key, primitive) or holds(value, primitive)
+        case StructType(fields):
+            return any(holds(part, primitive) for _, part in fields)
+
+
 @lru_cache(maxsize=4096)
 def parse(text: str) -> IcebergType:
     """The type a text names. Raises ValueError for anything that is not one."""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType, parse
+from icelake.model.types import IcebergType, ListType, MapType, Primitive, StructType, holds, parse
 
 primitives = st.sampled_from(["boolean", "int", "long", "string", "timestamptz", "uuid", "decimal(38,38)", "decimal(1,0)"]).map(Primitive)
 
@@ -32,6 +32,12 @@ def test_spellings() -> None:
     assert parse("map<string,string>") == MapType(Primitive("string"), Primitive("string"))
     assert Primitive("decimal(12,2)").decimal == (12, 2)
     assert Primitive("long").decimal is None
+
+
+def test_what_is_inside() -> None:
+    for text in ("time", "list<time>", "map<time, int>", "map<int, list<time>>", "struct<a: int, b: struct<c: time>>"):
+        assert holds(parse(text), "time")
+    assert not holds(parse("struct<time: timestamp, b: map<string, list<timestamptz>>>"), "time")
 
 
 @pytest.mark.parametrize(
