@@ -1,9 +1,12 @@
-"""Writes docs/reference/types.md from the code: what every PostgreSQL type becomes in the lake, by the tables the code goes by.
+"""Writes docs/reference/types.md: what every PostgreSQL type becomes in the lake, by the tables the code goes by, and what engines
+show of it, by what tests saw (tests/conformance/shown.json).
 
 `--check` only compares and exits 1 when the page is old.
 """
 
+import json
 import sys
+from typing import Any
 
 from pages import ROOT, keep
 
@@ -23,12 +26,13 @@ from icelake.sources.postgres.types import (
 )
 
 PAGE = ROOT / "docs" / "reference" / "types.md"
+SEEN = ROOT / "tests" / "conformance" / "shown.json"
 
 HEAD = """\
 # Types
 
-Written by `make docs` from the code. What a column of each PostgreSQL type becomes in the lake, and when it cannot hold a value.
-A value in the lake is the one in PostgreSQL or the table stops: nothing is rounded, clipped or guessed.
+Written by `make docs` from the code. What a column of each PostgreSQL type becomes in the lake, when it cannot hold a value, and what
+engines show of it. A value in the lake is the one in PostgreSQL or the table stops: nothing is rounded, clipped or guessed.
 
 *Text* is what PostgreSQL prints in IceLake's sessions ({session}); a column of Iceberg type `string` holds
 exactly that text. *Out of range* are the values PostgreSQL can hold and the Iceberg type cannot. What such a value becomes is the
@@ -75,6 +79,15 @@ collation that is not deterministic, 1.0 and 1.00 of a `numeric` that is a strin
 so when the one becomes the other: that is a change of key, under the row's id. 0.0 and -0.0 of a float are one key here too.
 """
 
+ENGINES = """
+## What engines show
+
+A column of each type was mirrored, with NULL and the values at the type's edges, and read by each engine. A cell has the engine's type (of
+PyIceberg: Arrow's) and every value that is not shown as it is stored, bit for bit. Tests fail when an engine shows anything else than this.
+Only NULLs were read of `xml`; the values of citext, hstore, ltree and PostGIS came from types that stand in for theirs.
+
+"""
+
 SQL_NAMES = {
     "bool": "boolean",
     "int2": "smallint",
@@ -91,6 +104,16 @@ SQL_NAMES = {
     "enum": "any enum",
 }
 """How SQL writes a type, where that is another word."""
+
+OWN_TYPES = {
+    "mood": "any enum",
+    "pair": "a composite of `a integer, b text`",
+    "pair[]": "an array of that",
+    "visit": "a composite of `at timestamp, tags text[]`",
+    "ident": "a composite of `u uuid`",
+    "trip": "a composite of an array of composites",
+}
+"""The types that the test with the engines makes for itself (tests/conformance/shown.py)."""
 
 EXAMPLES: list[tuple[str, PgType]] = [
     ("`text[]`", ArrayOf(Leaf("text"))),
@@ -121,7 +144,29 @@ def page() -> str:
         iceberg = iceberg_type(source)
         lines.append(f"| {label} | `{iceberg}` | {beyond(source)} | {'`error`' if can_be_beyond(source, iceberg) else ''} |\n")
     lines.append(TAIL)
+    lines.append(ENGINES)
+    lines += engines(json.loads(SEEN.read_text(encoding="utf-8")))
     return "".join(lines)
+
+
+def engines(seen: dict[str, Any]) -> list[str]:
+    """The table of engines; types that are shown alike by each share a row."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for kind in next(iter(seen.values()))["types"]:
+        alike.setdefault(tuple(cell(engine["types"][kind]) for engine in seen.values()), []).append(OWN_TYPES.get(kind, f"`{kind}`"))
+    heads = ["PostgreSQL", *(f"{name} {engine['version']}" for name, engine in seen.items())]
+    lines = [f"| {' | '.join(heads)} |\n", f"|{'---|' * len(heads)}\n"]
+    lines += [f"| {', '.join(kinds)} | {' | '.join(cells)} |\n" for cells, kinds in alike.items()]
+    return lines
+
+
+def cell(shown: dict[str, Any]) -> str:
+    if "refused" in shown:
+        return f"the table is refused: `{shown['refused']}`"
+    said = [f"`{shown['as']}`", *(f"`{literal}` is `{instead}`" for literal, instead in shown.get("instead", {}).items())]
+    if "without_rows" in shown:
+        said.append(f"an answer without rows fails: `{shown['without_rows']}`")
+    return "; ".join(said)
 
 
 def row(label: str, iceberg: str, scalar: Scalar, out_of_range: str) -> str:
