@@ -19,7 +19,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-spark soak bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-spark test-tpch soak bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,9 @@ test-crash: $(INSTALLED) ## kill -9 on the real thing
 
 test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
 	@exec $(TEST) -q -m spark tests/spark $(ARGS)
+
+test-tpch: $(INSTALLED) ## TPC-H at scale 1 with changes, 22 queries on both sides (about half an hour)
+	@ICELAKE_TPCH_SCALE=1 exec $(TEST) -q -s tests/journeys/test_tpch.py $(ARGS)
 
 soak: $(INSTALLED) ## an hour at one commit a second
 	@exec $(BIN)/icelake bench soak --json $(ARGS)
