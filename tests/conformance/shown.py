@@ -218,10 +218,15 @@ def _brief(error: Exception) -> str:
 
 def as_recorded(engine: Engine, tables: dict[str, Stored]) -> None:
     """The engine shows what ``shown.json`` says; ICELAKE_RECORD: ``shown.json`` says what the engine shows."""
-    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    found = {"version": engine.version, "types": {kind: shown(engine, stored) for kind, stored in tables.items()}}
+    record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    found = {kind: shown(engine, stored) for kind, stored in tables.items()}
     if os.environ.get("ICELAKE_RECORD"):
-        text = json.dumps({**record, engine.name: found}, ensure_ascii=False, indent=1)
-        RECORD.write_text(text + "\n", encoding="utf-8")
+        record[engine.name] = {"version": engine.version, "types": found}
+        RECORD.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return
-    assert found == record.get(engine.name), "if the engine has changed for good: run this with ICELAKE_RECORD=1, and then `make docs`"
+    seen = record[engine.name]
+    unlike = {kind: now for kind, now in found.items() if now != seen["types"].get(kind)}
+    assert (engine.version, found) == (seen["version"], seen["types"]), (
+        f"{engine.name} {engine.version} (recorded: {seen['version']}) shows {unlike}. "
+        "If that is how it is from now on: run this with ICELAKE_RECORD=1, and then `make docs`"
+    )

@@ -244,7 +244,7 @@ def icelake(folder: Path, *words: str) -> bytes:
     return done.stdout
 
 
-@pytest.mark.timeout(300 if SCALE < 0.1 else 7200)
+@pytest.mark.timeout(900 if SCALE < 0.1 else 7200)
 def test_22_queries_while_everything_changes(tmp_path: Path) -> None:
     seconds: dict[str, float] = {}
 
@@ -285,7 +285,7 @@ def test_22_queries_while_everything_changes(tmp_path: Path) -> None:
                 past.execute("select 1")
         assert set(changes.kept) == set(TABLES)
 
-        rows = Counter[int]()
+        answers: dict[int, list[list[tuple[Any, ...]]]] = {number: [] for number in asked}
         with Lakehouse.open(tmp_path) as lake, DuckDBEngine([lake.project.warehouse], scratch=lake.project.lake / "scratch") as engine:
             for lsn, source in moments:
                 at = lake.resolve(lsn)
@@ -293,18 +293,19 @@ def test_22_queries_while_everything_changes(tmp_path: Path) -> None:
                     ours = timed("the 22 queries twice, DuckDB on the lake", engine.query, query, at.tables)
                     theirs = timed("the 22 queries twice, PostgreSQL", source.execute, query).fetchall()
                     same(ours, theirs)
-                    rows[number] += len(theirs)
+                    answers[number].append(theirs)
                 with pa.ipc.open_stream(icelake(tmp_path, "query", asked[9], "--at", lsn, "--arrow")) as answer:
                     same(answer.read_all(), source.execute(asked[9]).fetchall())
             (applied,) = (state["applier"] for state in lake.status()["sources"])
             tables = lake.tables()
-        # At a small scale a query can be without rows.
-        assert sum(count > 0 for count in rows.values()) >= 20, rows
-        assert len({lsn for lsn, _ in moments}) == 2
+        # At a small scale a query can be without rows, and not all must answer otherwise after a while.
+        assert sum(bool(then or now) for then, now in answers.values()) >= 20
+        assert sum(then != now for then, now in answers.values()) >= 15
         follower.terminate()
         assert follower.wait(600) == 0
+    rows = sum(len(answer) for twice in answers.values() for answer in twice)
     print(f"\nTPC-H at scale {SCALE:g}: {loaded['rows_loaded']:,} rows loaded; {applied['changes']:,} changes in", end=" ")
-    print(f"{applied['transactions']:,} transactions and {applied['commits']:,} commits; {sum(rows.values()):,} rows of answers the same")
+    print(f"{applied['transactions']:,} transactions and {applied['commits']:,} commits; {rows:,} rows of answers the same")
     for what, took in seconds.items():
         print(f"{took:9.1f} s  {what}")
     for table in tables:
