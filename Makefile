@@ -19,7 +19,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-spark test-tpch soak bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-spark test-tpch soak bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,7 +50,7 @@ demo: $(INSTALLED) ## a shop that keeps trading, mirrored, questioned and verifi
 test: lint ## everything but the tests that need Java
 	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" --every-error $(ARGS)
 
-test-full: lint ## make test with its short forms at full length (about half an hour)
+test-full: lint ## make test with its short forms at full length (hours)
 	@ICELAKE_FULL=1 exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" --every-error $(ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy, the rooms' import contracts, dependencies, generated pages
@@ -78,6 +78,9 @@ test-sim: $(INSTALLED) ## the simulated schedules
 
 test-crash: $(INSTALLED) ## kill -9 on the real thing
 	@exec $(TEST) -q -m crash $(ARGS)
+
+test-machine: $(INSTALLED) ## the state machine at full length, 400 examples on each version of PostgreSQL: make test-machine ARGS="-k pg14"
+	@ICELAKE_FULL=1 exec $(TEST) -q tests/machine $(ARGS)
 
 test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
 	@exec $(TEST) -q -m spark tests/spark $(ARGS)
