@@ -1051,7 +1051,7 @@ def test_ranges_hold_the_leaves_of_their_snapshot(shop: Shop) -> None:
         with shop.source.read_range(t, None, None, 1000) as reading:
             shop.sql(statement)
             assert sum(map(len, reading.rows)) == rows
-    for statement in ("truncate t1", "drop table t4", "alter table t3 rename to other"):
+    for statement in ("truncate t1", "drop table t4", "alter table t3 rename to other", "alter table t rename v to w"):
         with shop.source.read_range(t, None, None, 1000) as reading:
             shop.sql(statement)
             with pytest.raises(Unreachable, match="TABLE_REWRITTEN"):

@@ -98,7 +98,6 @@ def leaves(made: Mirror) -> dict[str, int]:
     return {names[row["tableoid"]]: row["n"] for row in made.ask("select tableoid, count(*) as n from t group by 1")}
 
 
-@pytest.mark.versions(18, 14)
 def test_everything_that_happens_to_leaves(made: Mirror) -> None:
     """Rules leaves, leaf truncate, tableoid."""
     assert leaves(made) == {"a": 10, "b": 10, "c0": 10, "c1": 10, "rest": 20}

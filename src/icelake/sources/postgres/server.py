@@ -462,6 +462,9 @@ class RangeReading:
                     return
                 if self._limit is not None and count >= self._limit:
                     break
+        except psycopg.errors.UndefinedColumn:
+            # Of a leaf that was not locked yet when the shape was looked at.
+            raise self._just_changed("altered") from None
         except psycopg.Error as error:
             raise explain(error, self._source.dsn, f"cannot read {relation.id}") from error
         if self._limit is None or count < self._limit:
