@@ -692,7 +692,11 @@ class Applier:
         loaded = load_or_create(self._catalog, mirror, self._control.source, self.position)
         self._histories[str(mirror.id)] = loaded.id
         loaded = self._reshaped(loaded, lambda metadata: evolved(loaded.id, metadata, mirror.metadata))
-        history = History(Table.open(loaded, self._storage, self._clock, self._chance))
+        try:
+            history = History(self._open(loaded))
+        except ForeignChange as error:
+            error.table = str(mirror.id)
+            raise
         heads, marker = dict(self._control.cut.tables), self._marker(self.position)
         parts: list[TableChange] = []
         if not in_step(loaded, mirror):
@@ -915,7 +919,7 @@ class Applier:
         if known is None or not self._wants_history(relation_of(mirror.metadata)):
             return None
         loaded = self._catalog.load(known)
-        return History(Table.open(loaded, self._storage, self._clock, self._chance)) if in_step(loaded, mirror) else None
+        return History(self._open(loaded)) if in_step(loaded, mirror) else None
 
     def _unpark(self, change: TableChange, also: Sequence[TableChange], heads: Mapping[str, int]) -> None:
         """``change`` of the mirror, its note removed, and a cut with ``heads``, in one commit."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from icelake.errors import AlreadyExists, ForeignChange, NoSuchTable, UnsupportedTable
+from icelake.errors import AlreadyExists, NoSuchTable, UnsupportedTable
 from icelake.model import history as model
 from icelake.model.history import HISTORY, HISTORY_OF, HistoryNote, history_of, mirror_of
 from icelake.model.marker import SOURCE, Marker
@@ -228,14 +228,14 @@ def _owned(loaded: LoadedTable, mirror: TableId, source: str) -> LoadedTable:
             "HISTORY_NAME_TAKEN",
             f"{mirror} cannot have a history: {loaded.id} is the mirror of a table of the source",
             "the history of a table is called like the table, with _history behind it",
-            f"take history off {mirror}; or rename {loaded.id} in PostgreSQL and load both into a new lake",
+            f"take history off {mirror}, then `icelake resume {mirror}`; or rename {loaded.id} in PostgreSQL and load both into a new lake",
             table=str(mirror),
         )
-    raise ForeignChange(
-        "TABLE_EXISTS",
-        f"the catalog already has a table {loaded.id} that is not the history of {mirror}",
+    raise UnsupportedTable(
+        "HISTORY_NAME_TAKEN",
+        f"{mirror} cannot have a history: the catalog already has a table {loaded.id} that is none of this source",
         "someone else made it",
-        f"move it out of the way, or take history off {mirror}",
+        f"move it out of the way, or take history off {mirror}; then `icelake resume {mirror}`",
         table=str(mirror),
     )
 
