@@ -180,7 +180,7 @@ class Comparison:
                 raise self._unsteady()
             columns = self._unlike(next(iter(here)), next(iter(there))) if side == "both" else ()
             named = next(iter(here or there))[: self._keys]
-            out.append((side, named, Sample(shown(self._pairs, named), side, columns)))
+            out.append((side, named, Sample(shown_key(self._pairs, named), side, columns)))
         out.sort(key=lambda one: (one[0], [(value is None, value or "") for value in one[1]]))
         return [sample for _, _, sample in out]
 
@@ -259,7 +259,7 @@ class Comparison:
         )
 
 
-def shown(pairs: Sequence[Pair], key: Sequence[str | None]) -> dict[str, str | None]:
+def shown_key(pairs: Sequence[Pair], key: Sequence[str | None]) -> dict[str, str | None]:
     """A key's canonical texts, the first of the pairs', as a report has them."""
     out: dict[str, str | None] = {}
     for pair, text in zip(pairs, key, strict=False):

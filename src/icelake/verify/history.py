@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from icelake.model.history import EMPTYING, RESET
 from icelake.model.types import StructType
 from icelake.ports import Json
-from icelake.verify.compare import SHOWN, Comparison, Pair, encoded, shown
+from icelake.verify.compare import SHOWN, Comparison, Pair, encoded, shown_key
 from icelake.verify.lake import LakeTable
 
 TEMPORARY = ("state", "unlike", "named")
@@ -151,7 +151,7 @@ class Replay:
         for rows in (self._events("row", self._pairs), self._mirror.hashed(None)):
             found |= self._mirror.lake("history", f"SELECT k, {keys} FROM ({rows}) WHERE k IN (SELECT k FROM named) GROUP BY k")
         out = [
-            {"key": shown(self._keys, found[key]), "side": side} for key, side in self._mirror.lake("history", "SELECT k, side FROM named")
+            {"key": shown_key(self._keys, found[key]), "side": side} for key, side in self._mirror.lake("history", "SELECT k, side FROM named")
         ]
         return sorted(out, key=lambda sample: (sample["side"], str(sample["key"])))
 
