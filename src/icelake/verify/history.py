@@ -151,7 +151,8 @@ class Replay:
         for rows in (self._events("row", self._pairs), self._mirror.hashed(None)):
             found |= self._mirror.lake("history", f"SELECT k, {keys} FROM ({rows}) WHERE k IN (SELECT k FROM named) GROUP BY k")
         out = [
-            {"key": shown_key(self._keys, found[key]), "side": side} for key, side in self._mirror.lake("history", "SELECT k, side FROM named")
+            {"key": shown_key(self._keys, found[key]), "side": side}
+            for key, side in self._mirror.lake("history", "SELECT k, side FROM named")
         ]
         return sorted(out, key=lambda sample: (sample["side"], str(sample["key"])))
 

@@ -250,7 +250,7 @@ def test_the_report_is_what_the_command_promises(pair, capfd: pytest.CaptureFixt
     report = pair.verify(report=seen.append)
     assert capfd.readouterr().out == ""
     assert report["equal"] is True
-    assert set(report) == {"equal", "lsn", "cut", "tables", "skipped", "held"}
+    assert set(report) == {"equal", "lsn", "cut", "tables", "histories", "skipped", "held"}
     (table,) = report["tables"]
     assert table == {
         "name": "public.t",
