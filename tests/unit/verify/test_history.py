@@ -40,7 +40,7 @@ class Told:
         part = self.history.prepare(Marker(self.pair.id, "1", 1, "slot", 1, "a"), self.table.snapshot_id)
         self.pair.storage.flush()
         (loaded,) = self.pair.catalog.commit([part])
-        self.history.done(loaded)
+        self.history.done([loaded])
         self.pair.snapshots[str(self.history.id)] = loaded.metadata["current-snapshot-id"]
 
     def forget(self, position: int) -> None:
