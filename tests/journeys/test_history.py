@@ -268,3 +268,17 @@ def test_a_name_that_is_taken(shop: Shop) -> None:
     shop.project("")
     shop.resume("orders")
     shop.equal()
+
+
+def test_a_partitioned_table_has_no_history_yet(shop: Shop) -> None:
+    shop.project('[tables."public.*"]\nhistory = true\n')
+    shop.sql(
+        "create table plain (id int primary key)",
+        "create table sales (id int primary key) partition by range (id)",
+        "create table sales_1 partition of sales for values from (0) to (100)",
+        "insert into plain values (1)",
+        "insert into sales values (1)",
+    )
+    (refused,) = shop.sync()["refused"]
+    assert (refused["table"], refused["code"]) == ("public.sales", "HISTORY_OF_PARTITIONED")
+    shop.equal("plain_history")

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from icelake.errors import UnsupportedTable
 from icelake.ingest.followed import Keyed, follow
 from icelake.ingest.mend import Mending
 from icelake.model.load import LoadState, leaf_bounds
 from icelake.model.marker import LOAD, MEMBERSHIP, Marker
-from icelake.model.membership import Membership
+from icelake.model.membership import Leaf, Membership
 from icelake.model.relation import TABLEOID, Relation
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet
 from icelake.tables.schema import iceberg_schema, table_properties
@@ -213,3 +214,13 @@ def test_a_relation_without_leaves_has_none() -> None:
     plain: Relation = relation(("id", "int"), ("v", "int"))
     assert not plain.partitioned
     assert [column.name for column in plain.sent] == ["id", "v"]
+
+
+def test_leaves_the_mirror_does_not_know_are_noticed() -> None:
+    rig, known = Rig(), Leaf(7, "1.1", "5", "70", "a")
+    rig.followed.membership = Membership("", "0", "1", leaves=(known,))
+    rig.followed.is_member(str(rig.followed.membership))
+    for now in ((), (known, replace(known, oid=8)), (replace(known, joined="6"),)):
+        with pytest.raises(UnsupportedTable, match="LEAVES_CHANGED") as caught:
+            rig.followed.is_member(str(Membership("", "0", "1", leaves=now)))
+        assert caught.value.table == str(SHAPE.id)
