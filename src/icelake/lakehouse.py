@@ -22,8 +22,7 @@ from icelake.catalog.store import SqliteCatalog
 from icelake.engines.duckdb import DuckDBEngine, TableAt, named
 from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable, UnsupportedTable
 from icelake.ingest.applier import LEFT_OUT, Applier, Progress, Settings
-from icelake.ingest.control import snapshot_of
-from icelake.model.history import HISTORY, HISTORY_OF, HistoryNote, mirror_of
+from icelake.model.history import HISTORY, HistoryNote, mirror_of, owner_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
 from icelake.model.layout import Layout
 from icelake.model.lsn import format_lsn, parse_lsn
@@ -416,7 +415,8 @@ class Lakehouse:
     def _present(self, source: str) -> Cut | None:
         """The last cut, whether it has tables or all are parked or loading; None before the source has a position."""
         try:
-            snapshot = snapshot_of(self._catalog.load(control_table(source)).metadata)
+            control = self._catalog.load(control_table(source))
+            snapshot = control.snapshot(control.head)
         except NoSuchTable:
             return None
         cut = None if snapshot is None else Cut.read(snapshot)
@@ -493,20 +493,20 @@ class Lakehouse:
 
     def _table(self, source: str, table: TableId, loaded: LoadedTable, cut: Cut | None) -> Json:
         metadata = loaded.metadata
-        head = snapshot_of(metadata)
+        head = loaded.snapshot(loaded.head)
         summary = head["summary"] if head else {}
         in_cut = cut is not None and str(table) in cut.tables
         parked = Parking.read(metadata["properties"])
         note = HistoryNote.read(metadata["properties"]) if HISTORY in metadata["properties"] else None
         state = "following" if in_cut else "parked" if parked is not None else "loading"
-        mirror = metadata["properties"].get(HISTORY_OF, "").partition("/")[2]
-        if mirror and cut is not None and not in_cut:
+        _, mirror = owner_of(metadata["properties"]) or ("", None)
+        if mirror is not None and cut is not None and not in_cut:
             # It goes with its mirror, unless the project does not want it any more.
             state = "stopped" if mirror in cut.tables else "parked" if mirror in cut.parked else "loading"
         return {
             "name": str(table),
             "source": source,
-            "history_of": mirror or None,
+            "history_of": mirror,
             "since": None if note is None else format_lsn(note.since),
             "rows": int(summary.get("total-records", 0)) - int(summary.get("total-position-deletes", 0)),
             "files": int(summary.get("total-data-files", 0)),
@@ -609,7 +609,8 @@ class Lakehouse:
     def _slot_of(self, source: str) -> str | None:
         """The replication slot the lake follows the source by; None before it has one."""
         try:
-            snapshot = snapshot_of(self._catalog.load(control_table(source)).metadata)
+            control = self._catalog.load(control_table(source))
+            snapshot = control.snapshot(control.head)
         except NoSuchTable:
             return None
         return None if snapshot is None else snapshot["summary"].get(SLOT)

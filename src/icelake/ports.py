@@ -337,6 +337,23 @@ class LoadedTable:
     """Table metadata (Iceberg spec, Appendix C). Shared and cached: never change it."""
     metadata_location: str
 
+    @property
+    def head(self) -> int | None:
+        """The snapshot main points at; None while there is none."""
+        main = self.metadata.get("refs", {}).get("main")
+        return None if main is None else main["snapshot-id"]
+
+    def snapshot(self, snapshot_id: int | None) -> Json | None:
+        """A retained snapshot in its JSON form, or None."""
+        return next((one for one in self.metadata.get("snapshots", ()) if one["snapshot-id"] == snapshot_id), None)
+
+    def unmoved(self) -> list[Json]:
+        """The requirements (REST specification, TableRequirement) that nobody has made this another table, or moved main."""
+        return [
+            {"type": "assert-table-uuid", "uuid": self.metadata["table-uuid"]},
+            {"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": self.head},
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class TableChange:
@@ -348,6 +365,11 @@ class TableChange:
     id: TableId
     requirements: Sequence[Json]
     updates: Sequence[Json]
+
+    @property
+    def new_snapshot(self) -> int | None:
+        """The snapshot it makes, None if it makes none."""
+        return next((update["snapshot"]["snapshot-id"] for update in self.updates if update["action"] == "add-snapshot"), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,10 @@ from icelake.errors import (
 )
 from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
-from icelake.ingest.followed import Followed, Keyed, check_member, follow, left_publication, new_snapshot, with_history
+from icelake.ingest.followed import Followed, Keyed, check_member, follow, left_publication, with_history
 from icelake.ingest.history import History, in_step, load_or_create
 from icelake.ingest.mend import Mending
-from icelake.ingest.parked import Parked, PastLimit, as_it_is, make_spool, note_change, replay
+from icelake.ingest.parked import Parked, PastLimit, make_spool, note_change, replay
 from icelake.ingest.upkeep import plan_expiry
 from icelake.model.history import history_of, mirror_of
 from icelake.model.ident import publication_name, slot_name
@@ -396,8 +396,7 @@ class Applier:
         start = self._source.create_slot(self._slot)
         members = self._source.published(publication)
         marker = self._marker(start)
-        delta, change = self._control.advance(marker, self._control.cut.commit_time, {}, {})
-        changes = [change]
+        changes: list[TableChange] = []
         for table, mirror in mirrors.items():
             part, *history = self._distrusted(mirror, members.get(table, mirror.metadata["properties"][MEMBERSHIP]), marker)
             changes += history
@@ -406,14 +405,7 @@ class Applier:
             emptied = self._open_parked(mirror, note).emptied() if note is not None else None
             if emptied is not None:
                 changes.append(emptied)
-        self._storage.flush()
-        try:
-            after = commit(self._catalog, self._clock, changes)
-        except CommitConflict:
-            self._control.check()
-            raise
-        self._control.still_ours(after[0])
-        self._control.adopt(after[0], delta)
+        self._cut(marker, changes, {}, {})
 
     def _check_server(self) -> None:
         marker, now = self._control.marker, self._identity
@@ -539,7 +531,7 @@ class Applier:
         if not updates:
             return loaded
         requirements = [
-            *as_it_is(loaded),
+            *loaded.unmoved(),
             {"type": "assert-current-schema-id", "current-schema-id": metadata["current-schema-id"]},
             {"type": "assert-last-assigned-field-id", "last-assigned-field-id": metadata["last-column-id"]},
         ]
@@ -670,8 +662,7 @@ class Applier:
             delta.truncate()
             summary, state = self._marker(self.position).summary(), LoadState()
         change = delta.prepare(summary, {LOAD: state.dump(), MEMBERSHIP: member})
-        heads = {name: head for name, head in self._control.cut.tables.items() if name != str(table.id)}
-        self._settle(change, [], [], heads, parked)
+        self._settle(change, [], [], self._heads_without([str(table.id)]), parked)
         return self._catalog.load(table.id), member
 
     def _publish_leaves(self, relation: Relation) -> str:
@@ -705,20 +696,12 @@ class Applier:
         if not parts and (str(mirror.id) not in heads or str(history.id) in heads):
             return history
         # Its mirror is in the cut, so it is from here on.
-        head = new_snapshot(parts[0]) if parts else history.table.snapshot_id
+        head = parts[0].new_snapshot if parts else history.table.snapshot_id
         if str(mirror.id) in heads and head is not None:
             heads[str(history.id)] = head
-        delta, change = self._control.advance(marker, self._control.cut.commit_time, heads, self._control.cut.parked)
-        self._storage.flush()
-        try:
-            after = commit(self._catalog, self._clock, [change, *parts, TableChange(mirror.id, as_it_is(mirror), [])])
-        except CommitConflict:
-            self._control.check()
-            raise
-        self._control.still_ours(after[0])
-        self._control.adopt(after[0], delta)
+        after = self._cut(marker, [*parts, TableChange(mirror.id, mirror.unmoved(), [])], heads, self._control.cut.parked)
         if parts:
-            history.done(after[1:])
+            history.done(after)
         return history
 
     def _create(self, relation: Relation, member: str) -> LoadedTable:
@@ -783,24 +766,15 @@ class Applier:
         for table, error in self._troubles.items():
             mirrors[table] = self._catalog.load(table)
             replay = isinstance(error, UnsupportedTable | ValueOutOfContract) and error.code not in _HOLES
-            notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, _head(mirrors[table]), replay)
+            notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, mirrors[table].head, replay)
             if replay:
                 make_spool(table, self._control.source, self._catalog)
         heads = self._heads_without(map(str, notes))
         codes = {**self._control.cut.parked, **{str(table): note.code for table, note in notes.items()}}
-        delta, change = self._control.advance(self._marker(self.position), self._control.cut.commit_time, heads, codes)
         parts = [note_change(mirrors[table], note) for table, note in notes.items()]
         # A table that is parked for another reason now begins with an empty spool.
         parts += [part for table in notes if table in self.parked and (part := self.parked[table].emptied()) is not None]
-        self._storage.flush()
-        try:
-            after = commit(self._catalog, self._clock, [change, *parts])
-        except CommitConflict:
-            self._control.check()
-            raise
-        self._control.still_ours(after[0])
-        self._control.adopt(after[0], delta)
-        for loaded in after[1 : 1 + len(notes)]:
+        for loaded in self._cut(self._marker(self.position), parts, heads, codes)[: len(notes)]:
             self.parked[loaded.id] = self._open_parked(loaded, notes[loaded.id])
         self._troubles = {}
 
@@ -888,7 +862,7 @@ class Applier:
         emptied = parked.emptied() if parked is not None else None
         self._settle(distrusted, note_change(mirror, note).updates, [*also, *([emptied] if emptied is not None else [])], heads, note)
         mirror = self._evolve(self._catalog.load(table), relation, replacing=True)
-        self._unpark(TableChange(table, as_it_is(mirror), []), [], heads)
+        self._unpark(TableChange(table, mirror.unmoved(), []), [], heads)
 
     def _distrusted(self, mirror: LoadedTable, member: str, marker: Marker, *, same: bool = True) -> list[TableChange]:
         """The parts of a commit after which no row of a mirror counts as loaded. ``same``: its rows are told apart as they were.
@@ -935,16 +909,7 @@ class Applier:
         codes = {other: code for other, code in self._control.cut.parked.items() if other != name}
         if note is not None:
             codes[name] = note.code
-        delta, control = self._control.advance(self._marker(self.position), self._control.cut.commit_time, heads, codes)
-        self._storage.flush()
-        try:
-            changes = [control, replace(change, updates=[*change.updates, *more]), *also]
-            after = commit(self._catalog, self._clock, changes)
-        except CommitConflict:
-            self._control.check()
-            raise
-        self._control.still_ours(after[0])
-        self._control.adopt(after[0], delta)
+        self._cut(self._marker(self.position), [replace(change, updates=[*change.updates, *more]), *also], heads, codes)
         self.parked.pop(change.id, None)
 
     # -------------------------------------------------------------------------------------------------- step
@@ -1129,15 +1094,22 @@ class Applier:
 
     def _record(self, position: int, commit_time: int, tables: Mapping[str, int]) -> None:
         """A cut in which no table changes: the first position of a new source, or the timeline the source is on now."""
-        delta, change = self._control.advance(self._marker(position), commit_time, tables, self._control.cut.parked)
+        self._cut(self._marker(position), [], tables, self._control.cut.parked, commit_time)
+
+    def _cut(
+        self, marker: Marker, parts: Sequence[TableChange], heads: Mapping[str, int], parked: Mapping[str, str], commit_time: int = 0
+    ) -> Sequence[LoadedTable]:
+        """A cut that no batch makes, in one commit with ``parts`` of other tables: these tables then. A conflict is final here."""
+        delta, change = self._control.advance(marker, commit_time, heads, parked)
         self._storage.flush()
         try:
-            (after,) = commit(self._catalog, self._clock, [change])
+            after = commit(self._catalog, self._clock, [change, *parts])
         except CommitConflict:
             self._control.check()
             raise
-        self._control.still_ours(after)
-        self._control.adopt(after, delta)
+        self._control.still_ours(after[0])
+        self._control.adopt(after[0], delta)
+        return after[1:]
 
     def _send(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable] | None:
         """Durable files, then the commit. None: someone else committed; everything was thrown away and is begun again."""
@@ -1247,7 +1219,7 @@ class Applier:
         histories = {f.history.id: f.history.table for f in self.followed.values() if f.history is not None}
         opened = {**{table: followed.table for table, followed in self.followed.items()}, **histories, **spools}
         tables = {table: self._catalog.load(table) for table in (*opened, *self.parked)}
-        if any(table.snapshot_id != _head(tables[ident]) for ident, table in opened.items()):
+        if any(table.snapshot_id != tables[ident].head for ident, table in opened.items()):
             # Someone else committed: everything is opened anew, which follows rewrites and parks what else was changed.
             self._throw_away()
             self.close()
@@ -1324,15 +1296,9 @@ _HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED", IS_PARTITION})
 """Codes that say that changes are missing from the stream: there is nothing to replay."""
 
 
-def _head(loaded: LoadedTable) -> int | None:
-    """The snapshot main is at, None while there is none."""
-    main = loaded.metadata.get("refs", {}).get("main")
-    return None if main is None else main["snapshot-id"]
-
-
 def _heads(followed: Followed, parts: Sequence[TableChange]) -> dict[str, int]:
     """The snapshots that a cut names of a table and its history after a commit with these parts; none while the table has none."""
-    made = {part.id: new_snapshot(part) for part in parts}
+    made = {part.id: part.new_snapshot for part in parts}
     tables = [followed.table, *([followed.history.table] if followed.history is not None else [])]
     heads = {str(table.id): made.get(table.id) or table.snapshot_id for table in tables}
     return {} if heads[str(followed.id)] is None else {name: head for name, head in heads.items() if head is not None}

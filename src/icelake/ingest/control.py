@@ -12,7 +12,7 @@ from icelake.ingest.commit import commit
 from icelake.model.ident import control_table
 from icelake.model.marker import ATTEMPT, LSN, SOURCE, Cut, Marker
 from icelake.model.relation import Column, Relation
-from icelake.ports import Catalog, Chance, Clock, Json, LoadedTable, Storage, TableChange
+from icelake.ports import Catalog, Chance, Clock, LoadedTable, Storage, TableChange
 from icelake.tables.schema import iceberg_schema, table_properties
 from icelake.tables.table import Delta, Table
 
@@ -22,15 +22,6 @@ def _shape(source: str) -> Relation:
     table = control_table(source)
     note = Column(name="note", attnum=1, type_oid=25, typmod=-1, pg_type="text", iceberg="string", nullable=False)
     return Relation(oid=0, schema=table.namespace, name=table.name, columns=(note,), key=("note",))
-
-
-def snapshot_of(metadata: Json) -> Json | None:
-    """The snapshot main points at, in Iceberg's JSON form, or None while the table has none."""
-    head = metadata.get("refs", {}).get("main", {}).get("snapshot-id")
-    if head is None:
-        return None
-    found: Json = next(snapshot for snapshot in metadata["snapshots"] if snapshot["snapshot-id"] == head)
-    return found
 
 
 class Control:
@@ -86,14 +77,14 @@ class Control:
 
     def still_ours(self, loaded: LoadedTable) -> None:
         """``loaded``: the control table after a commit of ours. Raises Fenced if another process has taken over since."""
-        snapshot = snapshot_of(loaded.metadata)
+        snapshot = loaded.snapshot(loaded.head)
         if snapshot is None or Cut.read(snapshot).epoch != self.epoch:
             raise self._fenced(self.epoch)
 
     def check(self) -> None:
         """After a conflict: raises Fenced if the epoch is not ours any more, ForeignChange if the table is not as we left it."""
         loaded = self._catalog.load(self.id)
-        snapshot = snapshot_of(loaded.metadata)
+        snapshot = loaded.snapshot(loaded.head)
         if snapshot is None:
             raise ForeignChange("CONTROL_CHANGED", f"{self.id} lost its snapshots", "someone else wrote to it", "restore the catalog")
         self.still_ours(loaded)
@@ -156,7 +147,7 @@ class Control:
 
     def _read(self, loaded: LoadedTable) -> None:
         self.source = loaded.metadata["properties"][SOURCE]
-        snapshot = snapshot_of(loaded.metadata)
+        snapshot = loaded.snapshot(loaded.head)
         if snapshot is None:
             self.epoch, self.marker, self._attempt = 0, None, ""
             self.cut = Cut(id=0, lsn=0, commit_time=0, made_ms=0, epoch=0, tables={})

@@ -595,13 +595,7 @@ def follow(table: Table, files: IndexFiles | None) -> tuple[Followed, str]:
 
 def with_history(change: TableChange, history: History | None, marker: Marker) -> list[TableChange]:
     """A mirror's part of a commit, and beside it that of its history."""
-    return [change] if history is None else [change, history.prepare(marker, new_snapshot(change))]
-
-
-def new_snapshot(change: TableChange) -> int | None:
-    """The snapshot a change makes, None if it makes none."""
-    found: list[int] = [update["snapshot"]["snapshot-id"] for update in change.updates if update["action"] == "add-snapshot"]
-    return found[0] if found else None
+    return [change] if history is None else [change, history.prepare(marker, change.new_snapshot)]
 
 
 def check_member(table: Table, text: str | None, held: Membership | None = None) -> Membership:

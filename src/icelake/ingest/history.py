@@ -192,12 +192,12 @@ class History:
 def in_step(history: LoadedTable, mirror: LoadedTable) -> bool:
     """Whether a replay of the history gives the mirror: it has all its rows, and nothing was done to the mirror since but rewrites."""
     note = HistoryNote.read(history.metadata["properties"])
-    head = _snapshot(history, _head(history))
+    head = history.snapshot(history.head)
     if note.last != (int(head["summary"].get("total-records", -1)) if head is not None else 0):
         return False
-    at = _head(mirror)
+    at = mirror.head
     while at != note.mirror:
-        snapshot = _snapshot(mirror, at)
+        snapshot = mirror.snapshot(at)
         if snapshot is None or snapshot["summary"]["operation"] != "replace":
             return False
         at = snapshot.get("parent-snapshot-id")
@@ -250,12 +250,3 @@ def _structs(batch: pa.RecordBatch | None, at: npt.NDArray[np.int64], kind: Any)
         wanted = pa.array(at, mask=absent)
         columns = [column.take(wanted) for column in columns]
     return pa.StructArray.from_arrays(columns, fields=list(kind), mask=pa.array(absent) if absent.any() else None)
-
-
-def _head(loaded: LoadedTable) -> int | None:
-    main = loaded.metadata.get("refs", {}).get("main")
-    return None if main is None else main["snapshot-id"]
-
-
-def _snapshot(loaded: LoadedTable, snapshot_id: int | None) -> Any:
-    return next((one for one in loaded.metadata.get("snapshots", ()) if one["snapshot-id"] == snapshot_id), None)

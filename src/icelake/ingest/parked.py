@@ -233,7 +233,7 @@ class Parked:
 
 def note_change(mirror: LoadedTable, note: Parking) -> TableChange:
     """The part of a commit that parks a mirror, or writes another note."""
-    return TableChange(mirror.id, as_it_is(mirror), [{"action": "set-properties", "updates": {PARKED: note.dump()}}])
+    return TableChange(mirror.id, mirror.unmoved(), [{"action": "set-properties", "updates": {PARKED: note.dump()}}])
 
 
 def make_spool(mirror: TableId, source: str, catalog: Catalog) -> LoadedTable:
@@ -302,12 +302,3 @@ def _runs(rows: pa.Table, before: bytes) -> Iterator[Kept]:
         of = slice(start, end)
         yield Kept(relations[start], known, commit_lsn[of], messages[of], xid[of], commit_time[of], 0)
         start = end
-
-
-def as_it_is(mirror: LoadedTable) -> list[dict[str, object]]:
-    """The requirements that nobody else has changed the mirror."""
-    main = mirror.metadata.get("refs", {}).get("main")
-    return [
-        {"type": "assert-table-uuid", "uuid": mirror.metadata["table-uuid"]},
-        {"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": None if main is None else main["snapshot-id"]},
-    ]

@@ -75,7 +75,13 @@ def history_of(mirror: TableId) -> TableId:
     return TableId(mirror.namespace, mirror.name + SUFFIX)
 
 
+def owner_of(properties: Mapping[str, str]) -> tuple[str, str] | None:
+    """(the lake's id of the source, ``schema.name`` of the mirror) whose history a table is, if it is one."""
+    source, _, mirror = properties.get(HISTORY_OF, "").partition("/")
+    return (source, mirror) if mirror else None
+
+
 def mirror_of(properties: Mapping[str, str], source: str) -> str | None:
     """``schema.name`` of the mirror whose history a table is, if it is one of this source (the lake's id of it)."""
-    owner, _, mirror = properties.get(HISTORY_OF, "").partition("/")
-    return mirror if mirror and owner == source else None
+    owner = owner_of(properties)
+    return owner[1] if owner is not None and owner[0] == source else None

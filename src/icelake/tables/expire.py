@@ -74,14 +74,9 @@ def expire(loaded: LoadedTable, drop: Collection[int], storage: Storage) -> tupl
     heads = {ref["snapshot-id"] for ref in metadata.get("refs", {}).values()}
     if heads & dropped or not dropped <= snapshots.keys():
         raise ValueError(f"snapshots that cannot be dropped: {sorted((heads & dropped) | (dropped - snapshots.keys()))}")
-    main = metadata.get("refs", {}).get("main", {}).get("snapshot-id")
-    requirements: list[Json] = [
-        {"type": "assert-table-uuid", "uuid": metadata["table-uuid"]},
-        {"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": main},
-    ]
     updates: list[Json] = [{"action": "remove-snapshots", "snapshot-ids": sorted(dropped)}] if dropped else []
-    change = TableChange(loaded.id, requirements, updates)
-    files = _unneeded(snapshots, dropped, heads, main, _Reachable(storage))
+    change = TableChange(loaded.id, loaded.unmoved(), updates)
+    files = _unneeded(snapshots, dropped, heads, loaded.head, _Reachable(storage))
     return change, sorted(files)
 
 

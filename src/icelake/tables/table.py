@@ -135,8 +135,7 @@ class Table:
         self.metadata: Json = loaded.metadata
         """Table metadata (spec, Appendix C). Shared: never change it."""
         self.location: str = loaded.metadata["location"].rstrip("/")
-        main = loaded.metadata.get("refs", {}).get("main")
-        self.snapshot_id: int | None = None if main is None else main["snapshot-id"]
+        self.snapshot_id: int | None = loaded.head
         """The snapshot main points at; None while there is none."""
         if not previous or any(previous[key] != loaded.metadata[key] for key in _LAYOUT):
             self.layout: BoundLayout = layout_of(loaded.metadata)
@@ -382,8 +381,7 @@ class Table:
 
     def adopt(self, loaded: LoadedTable, delta: "Delta | None") -> None:
         """The catalog made ``loaded`` of this table by ``delta``'s change; None: by one that added no snapshot to main."""
-        main = loaded.metadata.get("refs", {}).get("main")
-        now = None if main is None else main["snapshot-id"]
+        now = loaded.head
         outcome = delta.outcome if delta is not None else None
         expected = outcome.snapshot_id if outcome is not None and outcome.snapshot_id is not None else self.snapshot_id
         if now != expected:

@@ -6,12 +6,12 @@ and Corrupt when lake and catalog contradict each other.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from icelake.engines.duckdb import TableAt, iceberg_scan
 from icelake.errors import Corrupt, Refused
-from icelake.model.history import HISTORY_OF, mirror_of
+from icelake.model.history import HISTORY_OF, owner_of
 from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.marker import CUT, SOURCE, Cut, Marker
 from icelake.model.parking import SPOOL_OF
@@ -69,15 +69,11 @@ def mirrors(catalog: CatalogReader) -> dict[TableId, str | None]:
     return found
 
 
-def histories(catalog: CatalogReader, source: str) -> dict[TableId, TableId]:
-    """Of the mirrors of a source (the lake's id of it) that have a history: which."""
-    found: dict[TableId, TableId] = {}
-    names = {str(mirror): mirror for mirror, of in mirrors(catalog).items() if of == source}
-    for table in catalog.tables():
-        mirror = mirror_of(catalog.load(table).metadata.get("properties", {}), source)
-        if mirror in names:
-            found[names[mirror]] = table
-    return found
+def histories(catalog: CatalogReader, mirrored: Mapping[TableId, str | None]) -> dict[TableId, TableId]:
+    """Of these mirrors (with the ids of their sources) that have a history: which."""
+    owners = {(source, str(mirror)): mirror for mirror, source in mirrored.items()}
+    kept = ((table, owner_of(catalog.load(table).metadata.get("properties", {}))) for table in catalog.tables())
+    return {owners[owner]: table for table, owner in kept if owner in owners}
 
 
 def read_cut(catalog: CatalogReader, cut_id: int) -> CutTables:

@@ -66,7 +66,7 @@ def verify(
     """
     mirrored = mirrors(catalog)
     wanted = _choose(tables, sorted(mirrored, key=str))
-    kept = {mirror: table for source in {*mirrored.values()} - {None} for mirror, table in histories(catalog, str(source)).items()}
+    kept = histories(catalog, mirrored)
     read = [*wanted, *(kept[table] for table in wanted if table in kept)]
     with (
         tempfile.TemporaryDirectory(prefix="icelake-verify-", dir=scratch) as folder,

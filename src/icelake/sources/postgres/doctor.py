@@ -373,7 +373,7 @@ def _tables(server: Connection, asked: Question) -> list[Finding]:
 
 def _table(server: Connection, asked: Question, table: Relation) -> list[Finding]:
     out = []
-    named = f"{schema.quoted(table.schema)}.{schema.quoted(table.name)}"
+    named = schema.qualified(table.schema, table.name)
     owner, identity, size, generated = run(
         server,
         """select pg_catalog.pg_get_userbyid(c.relowner)::text, c.relreplident::text,

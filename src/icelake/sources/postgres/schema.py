@@ -170,7 +170,7 @@ class _Found:
 
     @property
     def quoted(self) -> str:
-        return f"{quoted(self.schema)}.{quoted(self.name)}"
+        return qualified(self.schema, self.name)
 
     @property
     def id(self) -> str:
@@ -195,7 +195,7 @@ class _FoundLeaf:
 
     @property
     def quoted(self) -> str:
-        return f"{quoted(self.schema)}.{quoted(self.name)}"
+        return qualified(self.schema, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +217,11 @@ class _FoundColumn:
 def quoted(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def qualified(schema: str, name: str) -> str:
+    """A table's name with its schema, as in an SQL statement."""
+    return f"{quoted(schema)}.{quoted(name)}"
 
 
 def describe(connection: Connection, patterns: Sequence[str], append_only: Collection[str] = ()) -> list[Relation | Refusal]:

@@ -167,7 +167,7 @@ class PostgresSource:
                 run(server, sql.SQL("DROP PUBLICATION {}").format(name))
         except psycopg.errors.InsufficientPrivilege as error:
             version, role = server.info.server_version, schema.quoted(server.info.user)
-            table = f"{schema.quoted(owned.schema)}.{schema.quoted(owned.name)}"
+            table = schema.qualified(owned.schema, owned.name)
             raise Refused(
                 "LATE_TABLE_ON_OLD_RELEASE",
                 f"PostgreSQL {releases.shown(version)} can lose changes to tables that join publication {publication} now",
