@@ -15,11 +15,16 @@ HEAD = """\
 # Errors
 
 Written by `make docs` from the code. An error has a code, what happened, why, and the next step; with `--json` it is
-`{"error": {"code", "what", "why", "fix", "temporary"}}` on stdout. Words in braces are filled in.
+`{"error": {"code", "what", "why", "fix", "temporary"}}` on stdout. Words in braces are filled in. A Refusal is about one table that
+cannot be mirrored: `sync` and `status` list it under `refused`, and `doctor` says its next step. Where the project names the table by
+itself, or it is mirrored already, it is an UnsupportedTable (exit 4) with the same code.
 
 | exit code | kinds | meaning |
 |---|---|---|
 """
+
+REFUSALS = {"Refusal": 2, "Reason": 0}
+"""What stands against one table, and the place of the code among the arguments: why and fix follow."""
 
 MEANINGS = {
     2: "the project file or the command line",
@@ -73,6 +78,8 @@ def codes_of(node: ast.expr) -> list[str]:
             return [text] if text.isupper() else []
         case ast.IfExp(body=body, orelse=orelse):
             return [*codes_of(body), *codes_of(orelse)]
+        case ast.Name(id=constant):
+            return [constant] if constant.isupper() else []
         case _:
             return []
 
@@ -88,6 +95,8 @@ def errors(known: dict[str, int]) -> dict[str, list[tuple[str, str, str, str]]]:
             keywords = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
             if name in known and node.args:
                 code, texts, kind = node.args[0], node.args[1:], name
+            elif name in REFUSALS and len(node.args) == REFUSALS[name] + 3:
+                code, texts, kind = node.args[REFUSALS[name]], [ast.Constant(""), *node.args[-2:]], "Refusal"
             elif name == "error" and len(node.args) >= 3 and codes_of(node.args[0]):
                 # The project file's errors are made by a method that adds file, line and key.
                 code, texts, kind = node.args[0], node.args[2:], "ProjectError"
@@ -114,7 +123,7 @@ def page() -> str:
     for code, ways in sorted(errors(known).items()):
         lines.append(f"\n## {code}\n")
         for kind, what, why, fix in ways:
-            told = [f"**{kind}** (exit {known[kind]}): {clean(what)}"]
+            told = [f"**{kind}** (exit {known[kind]}): {clean(what)}" if kind in known else f"**{kind}**"]
             if clean(why) not in ("", "…"):
                 told.append(f"why: {clean(why)}")
             if clean(fix) not in ("", "…"):

@@ -1,20 +1,21 @@
 """Every error of docs/reference/errors.md is provoked by a test: what the tests made happen is written down, and what is missing fails.
 
-Provoked is a code that the package itself raised while a test ran: in this process (an error that a test made by hand is none of
-it), or in a command whose words a test read (``said``). ``--every-error``, which ``make test`` gives, compares that with the page at
-the end of a run of the whole suite, whichever workers ran what. Where a component is lacking (``lacked``) what is missing is only said:
-nobody can provoke everything there. That a test also looks at the code is for ``tests/unit/test_errors.py``.
+Provoked is a code that the package itself raised, or refused a table with, while a test ran: in this process (what a test made by
+hand is none of it), or in a command whose words a test read (``said``). ``--every-error``, which ``make test`` gives, compares that
+with the page at the end of a run of the whole suite, whichever workers ran what. Where a component is lacking (``lacked``) what is
+missing is only said: nobody can provoke everything there. That a test also looks at the code is for ``tests/unit/test_errors.py``.
 """
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from icelake import errors
+from icelake.model.relation import Refusal
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "errors.md"
@@ -43,16 +44,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _errors_are_written_down() -> Iterator[None]:
-    made = errors.IcelakeError.__init__
-
-    def init(self: errors.IcelakeError, code: str, *words: Any, **more: Any) -> None:
-        made(self, code, *words, **more)
-        if Path(sys._getframe(1).f_code.co_filename).is_relative_to(PACKAGE):
-            raised.add(code)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(errors.IcelakeError, "__init__", init)
+        for kind in (errors.IcelakeError, Refusal):
+            patch.setattr(kind, "__init__", _noted(kind.__init__))
         yield
+
+
+def _noted(made: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Any, *words: Any, **more: Any) -> None:
+        made(self, *words, **more)
+        if Path(sys._getframe(1).f_code.co_filename).is_relative_to(PACKAGE):
+            raised.add(self.code)
+
+    return init
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

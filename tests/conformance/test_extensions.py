@@ -23,44 +23,22 @@ from icelake.stack.binaries import Binaries, installed
 from icelake.stack.postgres import Postgres
 from icelake.tables.table import Table
 from tests.conftest import Lacking
+from tests.mirrored import Mirrored, mirrored
 
-PROJECT = """\
-[project]
-name = "shop"
-[sources.shop]
-dsn = "{dsn}"
-tables = ["public.*"]
-"""
 SETTINGS = {"fsync": "off"}
 
 
-@dataclass
-class Shop:
-    folder: Path
-    dsn: str
-    session: "psycopg.Connection[Any]"
-
-    def sql(self, *statements: str) -> list[Any]:
-        """In one transaction; what the last one answers."""
-        with self.session.transaction():
-            for statement in statements:
-                cursor = self.session.execute(statement)
-        return cursor.fetchall() if cursor.description else []
-
-    def project(self, more: str = "") -> None:
-        (self.folder / "icelake.toml").write_text(PROJECT.format(dsn=self.dsn) + more)
-
-    def sync(self) -> list[str]:
+class Shop(Mirrored):
+    def parked(self) -> list[str]:
         """Bring the lake to the source; the codes of the tables that are parked."""
-        with Lakehouse.open(self.folder) as lakehouse:
-            return [parked["code"] for parked in lakehouse.sync()["parked"]]
+        return [parked["code"] for parked in self.sync()["parked"]]
 
     def agree(self, truth: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
         """After a sync both engines have of each column of these tables what its SQL gives in the source, and so says verify.
 
         How many rows each table has.
         """
-        assert self.sync() == []
+        assert self.parked() == []
         with Lakehouse.open(self.folder) as lakehouse:
             assert lakehouse.verify()["equal"]
             return {table: self._agree(lakehouse, table, columns) for table, columns in truth.items()}
@@ -115,24 +93,10 @@ def newest() -> Iterator[Postgres]:
         yield running
 
 
-def shop_on(server: Postgres, folder: Path, name: str, extensions: str) -> Iterator[Shop]:
-    database = f"extensions_{abs(hash(name)):x}"
-    with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(f"create database {database}")
-        with psycopg.connect(server.dsn_of(database), autocommit=True) as session:
-            for extension in extensions.split():
-                session.execute(f"create extension {extension}")
-            shop = Shop(folder, server.dsn_of(database), session)
-            shop.project()
-            yield shop
-        slots = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s and not active"
-        admin.execute(slots, [database])
-        admin.execute(f"drop database {database} with (force)")
-
-
 @pytest.fixture
 def shop(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
-    yield from shop_on(server, tmp_path, request.node.name, "hstore citext ltree postgis")
+    with mirrored(Shop, server, tmp_path, request.node.name, "hstore citext ltree postgis") as shop:
+        yield shop
 
 
 @pytest.fixture
@@ -142,12 +106,14 @@ def contrib(binaries: Binaries, tmp_path: Path, request: pytest.FixtureRequest) 
         with psycopg.connect(running.dsn) as session:
             if session.execute("select from pg_available_extensions where name = 'ltree'").fetchone() is None:
                 pytest.skip(f"PostgreSQL {binaries.release} here has no contrib modules")
-        yield from shop_on(running, tmp_path, request.node.name, "hstore citext ltree")
+        with mirrored(Shop, running, tmp_path, request.node.name, "hstore citext ltree") as shop:
+            yield shop
 
 
 @pytest.fixture
 def vectors(newest: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
-    yield from shop_on(newest, tmp_path, request.node.name, "vector")
+    with mirrored(Shop, newest, tmp_path, request.node.name, "vector") as shop:
+        yield shop
 
 
 def parts(array: str, of: str) -> str:
@@ -323,7 +289,7 @@ def test_types_of_pgvector(vectors: Shop) -> None:
 def test_a_column_with_a_constant_default_is_followed(shop: Shop) -> None:
     """Rows from before have the default without having been written: its text is in PostgreSQL's catalog, as an array's."""
     shop.sql("create table t (id int primary key)", "insert into t values (1), (2)")
-    assert shop.sync() == []
+    assert shop.parked() == []
     shop.sql(
         "alter table t add g geometry default 'SRID=4326;point(1 2)', add c citext default 'Ab,c', add l ltree default 'a.b', "
         "add b box3d default 'BOX3D(1 2 3,4 5 6)', add p geography",

@@ -1056,3 +1056,14 @@ def test_ranges_hold_the_leaves_of_their_snapshot(shop: Shop) -> None:
             shop.sql(statement)
             with pytest.raises(Unreachable, match="TABLE_REWRITTEN"):
                 list(reading.rows)
+
+
+@pytest.mark.versions(15)
+def test_a_leaf_that_generates_what_its_root_does_not(shop: Shop) -> None:
+    """PostgreSQL allows that before 16: the leaf's changes would lack a column of the mirror."""
+    shop.sql("create table t (id int, twice int, primary key (id)) partition by range (id)")
+    shop.sql("create table t1 (id int not null, twice int generated always as (id * 2) stored)")
+    shop.sql("alter table t attach partition t1 for values from (1) to (9)")
+    (refused,) = shop.source.describe(["public.t"])
+    assert isinstance(refused, Refusal)
+    assert (refused.code, "twice" in refused.why) == ("PARTITION_DIFFERS", True)

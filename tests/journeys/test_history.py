@@ -4,49 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from icelake.lakehouse import Lakehouse
 from icelake.stack.postgres import Postgres
+from tests.mirrored import Mirrored, mirrored
 
-PROJECT = """\
-[project]
-name = "shop"
-[sources.shop]
-dsn = "{dsn}"
-tables = ["public.*"]
-"""
 BIG = "repeat('big', 3000)"
 
 
-class Shop:
-    def __init__(self, folder: Path, dsn: str, session: "psycopg.Connection[Any]") -> None:
-        self.folder = folder
-        self.dsn = dsn
-        self.session = session
-
-    def project(self, more: str) -> None:
-        (self.folder / "icelake.toml").write_text(PROJECT.format(dsn=self.dsn) + more)
-
-    def sql(self, *statements: str) -> list[Any]:
-        """In one transaction; what the last one answers."""
-        with self.session.transaction():
-            for statement in statements:
-                cursor = self.session.execute(statement)
-        return cursor.fetchall() if cursor.description else []
-
-    def sync(self) -> Any:
-        with Lakehouse.open(self.folder) as lake:
-            return lake.sync()
-
+class Shop(Mirrored):
     def resume(self, *tables: str, reload: bool = False) -> Any:
         with Lakehouse.open(self.folder) as lake:
             return lake.resume(tables, reload=reload)
-
-    def lake(self, statement: str, at: str | None = None) -> list[Any]:
-        with Lakehouse.open(self.folder) as lake:
-            return list(zip(*(column.to_pylist() for column in lake.query(statement, at).columns), strict=True))
 
     def equal(self, *histories: str) -> None:
         with Lakehouse.open(self.folder) as lake:
@@ -60,13 +30,8 @@ class Shop:
 
 @pytest.fixture
 def shop(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
-    name = f"history_{abs(hash(request.node.name)):x}"
-    with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-        with psycopg.connect(server.dsn_of(name), autocommit=True) as session:
-            yield Shop(tmp_path, server.dsn_of(name), session)
-        admin.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s and not active", [name])
-        admin.execute(f"drop database {name} with (force)")
+    with mirrored(Shop, server, tmp_path, request.node.name) as shop:
+        yield shop
 
 
 ORDERS = (

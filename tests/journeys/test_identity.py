@@ -6,7 +6,6 @@ mirror, and no mirror in theirs.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -18,48 +17,17 @@ import pytest
 
 from icelake.lakehouse import Lakehouse
 from icelake.model.relation import TableId
-from icelake.ports import Json
 from icelake.stack.postgres import Postgres
 from icelake.tables.table import Table
-
-PROJECT = """\
-[project]
-name = "shop"
-[sources.shop]
-dsn = "{dsn}"
-tables = ["public.*"]
-"""
+from tests.mirrored import Mirrored, mirrored
 
 
-@dataclass
-class Shop:
-    folder: Path
-    dsn: str
-    session: "psycopg.Connection[Any]"
-
-    def sql(self, *statements: str) -> list[Any]:
-        """In one transaction; what the last one answers."""
-        with self.session.transaction():
-            for statement in statements:
-                cursor = self.session.execute(statement)
-        return cursor.fetchall() if cursor.description else []
-
-    def project(self, more: str = "") -> None:
-        (self.folder / "icelake.toml").write_text(PROJECT.format(dsn=self.dsn) + more)
-
-    def sync(self) -> Json:
-        with Lakehouse.open(self.folder) as lakehouse:
-            return lakehouse.sync()
-
+class Shop(Mirrored):
     def resume(self, reload: bool = False) -> list[str]:
         """What is parked goes on; the tables that do."""
         with Lakehouse.open(self.folder) as lakehouse:
             names = [table["name"] for table in lakehouse.tables() if table["state"] == "parked"]
             return [str(name) for name in lakehouse.resume(names, reload=reload)["resumed"]]
-
-    def lake(self, statement: str) -> list[Any]:
-        with Lakehouse.open(self.folder) as lakehouse:
-            return [tuple(row.values()) for row in lakehouse.query(statement).to_pylist()]
 
     def same(self, table: str, columns: str = "*") -> int:
         """After a sync the lake's rows are the source's, each as often. How many."""
@@ -79,16 +47,8 @@ def spelled(row: tuple[Any, ...]) -> str:
 
 @pytest.fixture
 def shop(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
-    name = f"identity_{abs(hash(request.node.name)):x}"
-    with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-        with psycopg.connect(server.dsn_of(name), autocommit=True) as session:
-            session.execute("set timezone = 'UTC'")
-            shop = Shop(tmp_path, server.dsn_of(name), session)
-            shop.project()
-            yield shop
-        admin.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s and not active", [name])
-        admin.execute(f"drop database {name} with (force)")
+    with mirrored(Shop, server, tmp_path, request.node.name) as shop:
+        yield shop
 
 
 def row_ids(shop: Shop, table: str, column: str) -> list[tuple[Any, int]]:

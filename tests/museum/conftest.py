@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from icelake.stack.postgres import Postgres
+from tests.mirrored import mirrored
 from tests.museum.exhibit import Exhibit
 
 
@@ -18,15 +18,5 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture
 def exhibit(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Exhibit]:
-    name = f"museum_{abs(hash(request.node.name)):x}"
-    with psycopg.connect(server.dsn, autocommit=True) as admin:
-        admin.execute(f"create database {name}")
-        with psycopg.connect(server.dsn_of(name), autocommit=True) as session:
-            session.execute("set timezone = 'UTC'")
-            one = Exhibit(tmp_path, server.dsn_of(name), session)
-            one.project()
-            yield one
-        admin.execute(
-            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s and active_pid is null", [name]
-        )
-        admin.execute(f"drop database {name} with (force)")
+    with mirrored(Exhibit, server, tmp_path, request.node.name) as exhibit:
+        yield exhibit

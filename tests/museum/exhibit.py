@@ -7,14 +7,11 @@ nothing catches; whatever opens the lake next is what a new process would be. ``
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psycopg
 import pytest
 from pyiceberg.manifest import ManifestEntryStatus
 from pyiceberg.table import StaticTable
@@ -24,8 +21,15 @@ from icelake.ingest.applier import Applier, Settings
 from icelake.lakehouse import Lakehouse
 from icelake.ports import Json, LoadedTable, TableChange
 from icelake.project import load_project
+from tests.mirrored import Mirrored
 
-PROJECT = """\
+
+class Killed(BaseException):
+    """The process is gone here; no line of it runs any more."""
+
+
+class Exhibit(Mirrored):
+    PROJECT = """\
 [project]
 name = "museum"
 [sources.main]
@@ -35,38 +39,10 @@ tables = ["public.*"]
 interval_ms = 50
 """
 
-
-class Killed(BaseException):
-    """The process is gone here; no line of it runs any more."""
-
-
-@dataclass
-class Exhibit:
-    folder: Path
-    dsn: str
-    session: "psycopg.Connection[Any]"
-
-    def sql(self, *statements: str) -> list[Any]:
-        """In one transaction; what the last one answers."""
-        with self.session.transaction():
-            for statement in statements:
-                cursor = self.session.execute(statement)
-        return cursor.fetchall() if cursor.description else []
-
     def one(self, statement: str) -> Any:
         return self.sql(statement)[0][0]
 
-    def project(self, more: str = "") -> None:
-        (self.folder / "icelake.toml").write_text(PROJECT.format(dsn=self.dsn) + more)
-
     # ------------------------------------------------------------------------------------------------ one process each
-
-    def open(self) -> Lakehouse:
-        return Lakehouse.open(self.folder)
-
-    def sync(self) -> Json:
-        with self.open() as lakehouse:
-            return lakehouse.sync()
 
     def dies(self, fault: str) -> bool:
         """A sync that dies at this fault point (``PORT.CALL:before|after:N``); False if it ended well before it came there."""
@@ -103,10 +79,6 @@ class Exhibit:
         raise AssertionError(f"{applier.status()}")
 
     # ---------------------------------------------------------------------------------------------------- what is there
-
-    def lake(self, statement: str, at: str | None = None) -> list[tuple[Any, ...]]:
-        with self.open() as lakehouse:
-            return [tuple(row.values()) for row in lakehouse.query(statement, at).to_pylist()]
 
     def whole(self) -> None:
         """A last sync has nothing to complain of, and every table is its source's equal."""

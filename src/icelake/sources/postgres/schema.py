@@ -7,7 +7,7 @@ psycopg's errors as they come (``session.explain`` words them). Source: PostgreS
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from icelake.errors import UnsupportedTable
 from icelake.model.ident import CONTROL_NAMESPACE
@@ -515,41 +515,46 @@ def _tableoid(types: TypeCatalog) -> Column:
     return Column("tableoid", TABLEOID, _OID, -1, "oid", iceberg, nullable=False, source=source)
 
 
-Reason = tuple[str, str, str]
+class Reason(NamedTuple):
+    """What stands against a table; with its name it is a Refusal."""
+
+    code: str
+    why: str
+    fix: str
 
 
 def _refuse_table(table: _Found) -> Reason | None:
     if table.schema in {"pg_catalog", "information_schema", "pg_toast"}:
-        return "SYSTEM_TABLE", "it belongs to PostgreSQL itself and cannot be published", "leave it out"
+        return Reason("SYSTEM_TABLE", "it belongs to PostgreSQL itself and cannot be published", "leave it out")
     if table.name.endswith(SUFFIX):
-        return "RESERVED_NAME", f"names that end in {SUFFIX} are those of spools of parked tables", "rename it, or leave it out"
+        return Reason("RESERVED_NAME", f"names that end in {SUFFIX} are those of spools of parked tables", "rename it, or leave it out")
     if table.schema == CONTROL_NAMESPACE:
-        return (
+        return Reason(
             "RESERVED_SCHEMA",
             f"the lake keeps its control tables in the namespace {CONTROL_NAMESPACE}",
             "rename the schema, or leave it out",
         )
     if table.kind in _KINDS:
-        return (
+        return Reason(
             "NOT_A_PLAIN_TABLE",
             f"it is {_KINDS[table.kind]}: only plain, permanent tables are mirrored so far",
             "leave it out, or mirror the tables under it",
         )
     if table.is_partition:
-        return (
+        return Reason(
             IS_PARTITION,
             "it is a partition of another table, in whose mirror its rows are",
             "name the table it is a partition of (the root, if that is one itself), or leave it out",
         )
     if table.persistence != "p" and table.kind != "p":
         kind = "unlogged" if table.persistence == "u" else "temporary"
-        return (
+        return Reason(
             "NOT_A_PLAIN_TABLE",
             f"it is {kind}: its changes are not in the log",
             f"ALTER TABLE {table.quoted} SET LOGGED;" if kind == "unlogged" else "leave it out",
         )
     if table.rows_hidden:
-        return (
+        return Reason(
             "ROW_SECURITY",
             "row-level security hides rows of it from this role, but the stream would carry them all",
             f"ALTER ROLE {quoted(table.role)} BYPASSRLS;",
@@ -563,22 +568,22 @@ def _refuse_leaf(table: _Found, leaf: _FoundLeaf) -> Reason | None:
     role = quoted(table.role)
     if leaf.kind != "r":
         why = f"{its} is {_KINDS.get(leaf.kind, 'no table')}: its changes are not in the log"
-        return "NOT_A_PLAIN_TABLE", why, f"detach it, or leave {table.id} out"
+        return Reason("NOT_A_PLAIN_TABLE", why, f"detach it, or leave {table.id} out")
     if leaf.persistence != "p":
-        return "NOT_A_PLAIN_TABLE", f"{its} is unlogged: its changes are not in the log", f"ALTER TABLE {leaf.quoted} SET LOGGED;"
+        return Reason("NOT_A_PLAIN_TABLE", f"{its} is unlogged: its changes are not in the log", f"ALTER TABLE {leaf.quoted} SET LOGGED;")
     if leaf.strange:
-        return (
+        return Reason(
             "PARTITION_DIFFERS",
             f"{its} has columns of other types, or generated otherwise: {', '.join(leaf.strange)}",
             f"make the columns of {leaf.quoted} those of {table.quoted}",
         )
     if leaf.rows_hidden:
         why = f"row-level security hides rows of {its} from this role, but the stream would carry them all"
-        return "ROW_SECURITY", why, f"ALTER ROLE {role} BYPASSRLS;"
+        return Reason("ROW_SECURITY", why, f"ALTER ROLE {role} BYPASSRLS;")
     if not leaf.readable:
         grants = f"GRANT USAGE ON SCHEMA {quoted(leaf.schema)} TO {role}; GRANT SELECT ON {leaf.quoted} TO {role};"
         to_come = "ALTER DEFAULT PRIVILEGES grants it on partitions to come"
-        return "NO_SELECT_PRIVILEGE", f"this role may not read {its}, which is read by itself", f"{grants}  {to_come}"
+        return Reason("NO_SELECT_PRIVILEGE", f"this role may not read {its}, which is read by itself", f"{grants}  {to_come}")
     return None
 
 
@@ -586,7 +591,7 @@ def _refuse_leaf_identity(leaf: _FoundLeaf, keyed: bool, version: int) -> Reason
     """Why changes of a leaf would not name rows as those of its root do. ``keyed``: by the root's primary key, which all leaves have."""
     its = f"its partition {leaf.schema}.{leaf.name}"
     if leaf.identity == "f" and leaf.generated and version >= 180000:
-        return (
+        return Reason(
             "REPLICA_IDENTITY",
             f"the replica identity of {its} is FULL, but PostgreSQL 18 refuses updates and deletes if that holds a generated column",
             f"ALTER TABLE {leaf.quoted} REPLICA IDENTITY DEFAULT;",
@@ -594,7 +599,7 @@ def _refuse_leaf_identity(leaf: _FoundLeaf, keyed: bool, version: int) -> Reason
     if leaf.identity == "f" or (keyed and leaf.identity == "d"):
         return None
     fix = f"ALTER TABLE {leaf.quoted} REPLICA IDENTITY {'DEFAULT' if keyed else 'FULL'};"
-    return "REPLICA_IDENTITY", f"changes of {its} do not name rows as those of the others do", fix
+    return Reason("REPLICA_IDENTITY", f"changes of {its} do not name rows as those of the others do", fix)
 
 
 def _refuse_identity(table: _Found, columns: Sequence[_FoundColumn], version: int) -> Reason | None:
@@ -604,7 +609,7 @@ def _refuse_identity(table: _Found, columns: Sequence[_FoundColumn], version: in
     default = f"ALTER TABLE {table.quoted} REPLICA IDENTITY DEFAULT;"
     if table.identity == "f":
         if version >= 180000 and any(column.generated for column in columns):
-            return (
+            return Reason(
                 "REPLICA_IDENTITY",
                 "its replica identity is FULL, but PostgreSQL 18 refuses updates and deletes if that holds a generated column",
                 f"{default}  with a primary key; or {append}",
@@ -612,19 +617,19 @@ def _refuse_identity(table: _Found, columns: Sequence[_FoundColumn], version: in
         return None
     if table.identity == "n" or (table.identity == "i" and not table.index_usable):
         how = "NOTHING" if table.identity == "n" else "USING INDEX, of an index that is gone, not valid or may hold nulls"
-        return (
+        return Reason(
             "REPLICA_IDENTITY",
             f"its replica identity is {how}: a change of it names no row, and PostgreSQL would refuse updates and deletes once published",
             f"{default}  with a primary key; or {full}  or {append}",
         )
     if table.identity == "d" and not table.key:
-        return (
+        return Reason(
             "NO_PRIMARY_KEY",
             "it has no primary key: a change of it names no row, and PostgreSQL would refuse updates and deletes once published",
             f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…);  or {full}  or {append}",
         )
     if table.identity == "d" and not table.key_usable:
-        return (
+        return Reason(
             "DEFERRABLE_PRIMARY_KEY",
             "its primary key is deferrable, and PostgreSQL would refuse updates and deletes of it once published",
             f"make the primary key of {table.quoted} NOT DEFERRABLE;  or {full}  or {append}",
@@ -637,13 +642,13 @@ def _refuse_key(table: _Found, columns: Sequence[_FoundColumn], key: Sequence[st
     for name in key:
         column = by_name[name]
         if column.generated:
-            return (
+            return Reason(
                 "GENERATED_KEY",
                 f"key column {name} is generated, and generated columns are not published",
                 f"make {name} an ordinary column of {table.quoted}",
             )
         if not isinstance(parse(types.of(column.type_oid, column.typmod)[1]), Primitive):
-            return (
+            return Reason(
                 "UNSUPPORTED_KEY",
                 f"key column {name} is {column.pg_type}, a value of several parts: rows are not looked up by such values",
                 f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL;  or give the table a key of plain values",
@@ -653,10 +658,10 @@ def _refuse_key(table: _Found, columns: Sequence[_FoundColumn], key: Sequence[st
 
 def _refuse_columns(table: _Found, columns: Sequence[_FoundColumn]) -> Reason | None:
     if not columns:
-        return "NO_COLUMNS", "it has no column that could be mirrored", "leave it out"
+        return Reason("NO_COLUMNS", "it has no column that could be mirrored", "leave it out")
     reserved = [c.name for c in columns if c.name in _RESERVED_COLUMNS]
     if reserved:
-        return (
+        return Reason(
             "RESERVED_COLUMN_NAME",
             f"Iceberg keeps these column names for itself: {', '.join(reserved)}",
             f"ALTER TABLE {table.quoted} RENAME COLUMN {quoted(reserved[0])} TO …;",
@@ -664,7 +669,7 @@ def _refuse_columns(table: _Found, columns: Sequence[_FoundColumn]) -> Reason | 
     hidden = [c.name for c in columns if not c.readable]
     if hidden or not table.schema_usable:
         role = quoted(table.role)
-        return (
+        return Reason(
             "NO_SELECT_PRIVILEGE",
             f"this role may not read {', '.join(hidden) if hidden else 'the schema'}",
             f"GRANT USAGE ON SCHEMA {quoted(table.schema)} TO {role}; GRANT SELECT ON {table.quoted} TO {role};",
