@@ -47,11 +47,13 @@ setup: $(INSTALLED) ## make .venv with everything in it
 demo: $(INSTALLED) ## a shop that keeps trading, mirrored, questioned and verified: make demo ARGS="--seconds 20 --json"
 	@exec $(BIN)/icelake demo $(ARGS)
 
+# The schedules take every core there is, so nothing runs beside them.
 test: lint ## everything but the tests that need Java
-	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" --every-error $(ARGS)
+	@$(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not sim" --every-error
+	@exec $(TEST) -q -m sim tests/sim
 
 test-full: lint ## make test with its short forms at full length (hours)
-	@ICELAKE_FULL=1 exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark" --every-error $(ARGS)
+	@ICELAKE_FULL=1 exec $(MAKE) test
 
 lint: $(INSTALLED) ## ruff, mypy, the rooms' import contracts, dependencies, generated pages
 	@$(BIN)/ruff check --quiet .
@@ -74,7 +76,7 @@ test-unit: $(INSTALLED) ## unit and conformance tests only
 	@exec $(TEST) -n $(PARALLEL) --dist worksteal -q -m "not spark and not sim and not crash" tests/unit tests/conformance $(ARGS)
 
 test-sim: $(INSTALLED) ## the simulated schedules
-	@exec $(TEST) -n $(PARALLEL) -q -m sim $(ARGS)
+	@exec $(TEST) -q -m sim tests/sim $(ARGS)
 
 test-crash: $(INSTALLED) ## kill -9 on the real thing
 	@exec $(TEST) -q -m crash $(ARGS)
@@ -85,7 +87,7 @@ test-machine: $(INSTALLED) ## the state machine at full length, 400 examples on 
 test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
 	@exec $(TEST) -q -m spark tests/spark $(ARGS)
 
-test-tpch: $(INSTALLED) ## TPC-H at scale 1 with changes, 22 queries on both sides (about half an hour)
+test-tpch: $(INSTALLED) ## TPC-H at scale 1 with changes, 22 queries on both sides (an hour and more)
 	@ICELAKE_TPCH_SCALE=1 exec $(TEST) -q -s tests/journeys/test_tpch.py $(ARGS)
 
 soak: $(INSTALLED) ## an hour at one commit a second

@@ -47,7 +47,9 @@ A column's Iceberg type is fixed when its table is made.
 
 PARTS = """
 A domain is what it is over. `other` is any base type that is not listed: the remaining geometric types, `xid`, `jsonpath`, `reg*`, those
-of other extensions. A composite type without attributes is `other`, too.
+of other extensions. A composite type without attributes is `other`, too. `regclass` and the other `reg*` types, and `aclitem`, PostgreSQL
+prints from the names of other things: after such a thing was renamed or moved, rows nobody touched read otherwise in the source than in
+the lake. Nothing announces that; `verify` finds it, and `icelake resume TABLE --reload` mends it.
 
 ## Types with parts
 

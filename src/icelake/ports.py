@@ -264,6 +264,13 @@ class Source(Protocol):
         """
         ...
 
+    def withdraw(self, publication: str) -> None:
+        """Take every table out whose mark says ``unnamed``: its updates and deletes fail for its users as long as it is there.
+
+        Of a partitioned table, such leaves. Idempotent. Raises Refused if that is not allowed.
+        """
+        ...
+
     def slot(self, name: str) -> SlotState | None: ...
 
     def create_slot(self, name: str) -> int:

@@ -200,6 +200,22 @@ def test_says_that_nothing_names_the_rows_of_a_published_table_any_more(shop: Sh
             shop.sql("update a set v = v + 1")
 
 
+def test_what_nothing_names_is_withdrawn(shop: Shop) -> None:
+    """And nothing else: not the leaves that have a key, and not what only sends inserts."""
+    shop.sql("create table a (id int primary key); create table b (id int primary key); create table log (line text)")
+    shop.sql("create table r (id int primary key) partition by list (id)")
+    shop.sql("create table r1 partition of r for values in (1); create table r2 partition of r for values in (2)")
+    shop.source.append_only = frozenset({"public.log"})
+    shop.source.publish("p", [shop.relation(f"public.{name}") for name in ("a", "b", "log", "r")])
+    shop.sql("alter table a drop constraint a_pkey; alter table r2 replica identity nothing")
+    for _ in range(2):
+        shop.source.withdraw("p")
+    with psycopg.connect(shop.source.dsn) as session:
+        rows = session.execute("select tablename from pg_publication_tables where pubname like 'p%' order by 1").fetchall()
+    assert rows == [("b",), ("log",), ("r1",)]
+    shop.sql("delete from a; delete from r2")
+
+
 def test_an_append_only_table_is_published_beside_the_others(shop: Shop) -> None:
     shop.sql("create table a (id int primary key)")
     shop.sql("create table log (line text)")

@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from icelake.errors import Refused
 from icelake.lakehouse import Lakehouse
 from icelake.model.relation import TableId
 from icelake.stack.postgres import Postgres
@@ -244,31 +245,76 @@ def test_what_names_rows_is_taken_away(shop: Shop) -> None:
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):  # so says PostgreSQL, of every table that is published like this
         shop.sql("update t set v = 'w'")
     shop.sql("insert into other values (1)")
-    assert [one["what"] for one in shop.sync()["parked"]] == ["public.t cannot be mirrored any more"]
-    shop.sql("alter table t add primary key (id)", "update t set v = 'w'")
-    assert shop.resume() == ["public.t"]
-    assert shop.same("t") == 9
+    assert [one["code"] for one in shop.sync()["parked"]] == ["REPLICA_IDENTITY_LOST"]
+    # Its users can go on.
+    shop.sql("update t set v = 'w'", "delete from t where id = 3", "alter table t add primary key (id)")
+    assert shop.resume() == []
+    assert shop.resume(reload=True) == ["public.t"]
+    assert shop.same("t") == 8
 
 
 def test_what_names_rows_is_taken_away_while_the_table_is_followed(shop: Shop) -> None:
     shop.sql("create table t (v text)", "alter table t replica identity full", "insert into t values ('a'), ('a')")
+    shop.sql("create table parked (id int primary key, v text)", "insert into parked values (1, 'a'), (2, 'b')")
     shop.same("t")
+    shop.sql("alter table parked alter v type int using 7")
     with Lakehouse.open(shop.folder) as lakehouse:
         settings = lakehouse._source_settings(None)
         desk = lakehouse._desk(settings.name)
         with desk.own(settings.name), lakehouse._applier(settings, desk) as applier:
-            applier.step(0.1)
-            shop.sql("alter table t replica identity default")
-            applier.run_to(lakehouse._source(settings).current_lsn())
 
+            def until_parked(code: str) -> None:
+                applier.run_to(lakehouse._source(settings).current_lsn())
+                for _ in range(100):
+                    applier.step(0.1)
+                    if code in [parked.note.code for parked in applier.parked.values()]:
+                        return
+                raise AssertionError(f"{code} is not among {applier.parked}")
+
+            until_parked("TABLE_CHANGED")
+            shop.sql("alter table t replica identity default")
+            until_parked("REPLICA_IDENTITY_LOST")
+            shop.sql("delete from t where ctid = (select max(ctid) from t)", "alter table t replica identity full")
+            # One that is parked already.
+            shop.sql("alter table parked replica identity nothing")
             for _ in range(100):
-                if applier.step(0.1).kind == "park":
+                applier.run_to(lakehouse._source(settings).current_lsn())
+                applier.step(0.1)
+                if not shop.sql("select 1 from pg_publication_tables where tablename = 'parked'"):
                     break
-            applier.step(0.1)
-            assert [parked.note.code for parked in applier.parked.values()] == ["REPLICA_IDENTITY_LOST"]
-    shop.sql("alter table t replica identity full", "delete from t where ctid = (select max(ctid) from t)")
-    assert shop.resume() == ["public.t"]
+            assert {parked.note.code for parked in applier.parked.values()} == {"REPLICA_IDENTITY_LOST"}
+            shop.sql("delete from parked where id = 1")
+    shop.sql("alter table parked replica identity default")
+    assert sorted(shop.resume(reload=True)) == ["public.parked", "public.t"]
     assert shop.same("t") == 1
+    assert shop.equal("parked") == 1
+
+
+def test_who_may_not_take_a_table_out_says_who_must(shop: Shop) -> None:
+    shop.sql("create table t (id int primary key)", "create table other (id int primary key)", "insert into t values (1)")
+    assert shop.same("t") == 1
+    role = f"clerk_{shop.session.info.dbname}"
+    shop.sql(f"create role {role} login replication password 'x'", f"grant select on all tables in schema public to {role}")
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(shop.dsn)
+        shop.dsn = psycopg.conninfo.make_conninfo(**{name: str(value) for name, value in parts.items()} | {"user": role, "password": "x"})
+        shop.project()
+        shop.sql("alter table t drop constraint t_pkey", "insert into other values (1)")
+        for _ in range(2):
+            (parked,) = shop.sync()["parked"]
+            assert parked["code"] == "REPLICA_IDENTITY_LOST"
+        (publication,) = (name for (name,) in shop.sql("select pubname from pg_publication where pubname not like '%_append'"))
+        statement = f'ALTER PUBLICATION "{publication}" DROP TABLE ONLY "public"."t";'
+        assert parked["fix"].endswith(statement)
+        with Lakehouse.open(shop.folder) as lakehouse, pytest.raises(Refused, match="NOT_PUBLICATION_OWNER"):
+            lakehouse._source(lakehouse._source_settings(None)).withdraw(publication)
+        # The others go on meanwhile.
+        assert shop.lake("select count(*) from other") == [(1,)]
+        shop.sql(statement)
+        shop.sql("delete from t", "insert into other values (2)")
+        assert [one["code"] for one in shop.sync()["parked"]] == ["REPLICA_IDENTITY_LOST"]
+    finally:
+        shop.sql(f"drop owned by {role}", f"drop role {role}")
 
 
 def test_a_generated_column_under_full_would_hurt_the_tables_users(shop: Shop) -> None:

@@ -306,3 +306,16 @@ def test_a_column_is_added_while_the_table_is_compared(made: Rig) -> None:
         assert not applier.parked
         assert not applier.loading
     followed(made)
+
+
+def test_what_is_printed_from_other_names_is_found_and_mended(made: Rig) -> None:
+    """``regclass`` and its kin: the row is as it was, and reads otherwise."""
+    sql(made, "create table named (id int)", "alter table t add column what regclass", "update t set what = 'named'")
+    followed(made)
+    sql(made, "alter table named rename to renamed")
+    assert made.lakehouse.sync()["parked"] == []
+    (table,) = [one for one in made.lakehouse.verify()["tables"] if one["name"] == "public.t"]
+    assert (table["equal"], table["different"]) == (False, 20)
+    assert made.lakehouse.resume(["public.t"], reload=True)["refused"] == []
+    followed(made)
+    sql(made, "drop table renamed")

@@ -146,7 +146,10 @@ class Checks:
                 if str(ident) in cut:
                     raise Broken(f"{ident} is in the cut and has not moved with its mirror")
                 return
-            step = next((s for s in mirror["snapshots"] if s["snapshot-id"] == step.get("parent-snapshot-id")), None)
+            before = step.get("parent-snapshot-id")
+            step = next((s for s in mirror["snapshots"] if s["snapshot-id"] == before), None)
+            if step is None and before != at and str(ident) not in cut:
+                return  # the snapshot it was in step with is expired: it says nothing of this one
         if not whole or main is None or main_of_history is None:
             return
         what = f"at {position:X}"

@@ -369,6 +369,8 @@ class Schedule:
             code = {"publication": "PUBLICATION_CHANGED", "identity": "REPLICA_IDENTITY_LOST"}.get(lost_on, "")
             if parked != {self.names[0]: code}:
                 raise Broken(f"the source was changed ({lost_on}), and nobody noticed; parked: {parked}")
+            if postgres.unnamed & postgres.publications[publication]:
+                raise Broken(f"the users of {self.names[0]} cannot change it, because it is published")
         if lost_on != "server":
             self._mended(applier)
 

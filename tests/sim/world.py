@@ -728,13 +728,18 @@ class SimSource:
             if publication not in postgres.publications:
                 raise Refused("PUBLICATION_CHANGED", f"publication {publication} is gone")
             oids = postgres.publications[publication] | postgres.publications[append_publication(publication)]
+            unnamed = postgres.unnamed & postgres.publications[publication]
             return {
-                t.relation.id: str(Membership(f"1.{t.relation.oid}", "1", "1", t.relation.oid in postgres.unnamed))
+                t.relation.id: str(Membership(f"1.{t.relation.oid}", "1", "1", t.relation.oid in unnamed))
                 for t in postgres.tables.values()
                 if t.relation.oid in oids
             }
 
         return self._call("published", names)
+
+    def withdraw(self, publication: str) -> None:
+        # Asked right after ``published``, which has the faults.
+        self._world.postgres.publications[publication] -= self._world.postgres.unnamed
 
     def slot(self, name: str) -> SlotState | None:
         def state() -> SlotState | None:

@@ -30,7 +30,7 @@ from icelake.errors import (
 )
 from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
-from icelake.ingest.followed import Followed, Keyed, check_member, follow, left_publication, with_history
+from icelake.ingest.followed import Followed, Keyed, check_member, follow, identity_lost, left_publication, with_history
 from icelake.ingest.history import History, in_step, load_or_create
 from icelake.ingest.mend import Mending
 from icelake.ingest.parked import Parked, PastLimit, make_spool, note_change, replay
@@ -182,6 +182,8 @@ class Applier:
         """``schema.name`` of a mirror -> its history, as far as the catalog has one, also one that is not kept any more."""
         self._troubles: dict[TableId, IcelakeError] = {}
         """Mirrors that must stop and are not parked yet."""
+        self._stuck: frozenset[TableId] = frozenset()
+        """Tables that nothing names and that we were not allowed to take out of the publication."""
         self.refusals: Sequence[Refusal] = ()
         """Tables a pattern named that cannot be mirrored."""
         self.rebuilt_indexes: dict[TableId, str] = {}
@@ -258,6 +260,8 @@ class Applier:
         elif any(relation.id not in mirrors for relation in relations):
             self._source.publish(publication, [relation for relation in relations if relation.id not in mirrors])
         members = self._source.published(publication)
+        if _unnamed(members):
+            self._withdraw(publication, members, mirrors)
         for table, loaded in mirrors.items():
             note = Parking.read(loaded.metadata["properties"])
             if note is not None:
@@ -279,6 +283,20 @@ class Applier:
         self._stream = self._source.stream(self._slot, publication, self.position, following, kept)
         self._must_be_on(self._stream.timeline)
         self._last_commit = self._clock.monotonic() - self.settings.commit_interval
+
+    def _withdraw(self, publication: str, members: Mapping[TableId, str], mirrors: Mapping[TableId, LoadedTable]) -> None:
+        """Nobody's statements fail because we publish a table: it goes before it is parked, and what it does then is not kept."""
+        unnamed = _unnamed(members)
+        meanwhile = ""
+        try:
+            self._source.withdraw(publication)
+        except Refused as error:
+            meanwhile = f"{error.why}: {error.fix}"
+        self._stuck = unnamed if meanwhile else frozenset()
+        for table in unnamed.intersection(mirrors):
+            held = Membership.parse(mirrors[table].metadata["properties"][MEMBERSHIP])
+            moved = held.left(Membership.parse(members[table]))
+            self._troubles[table] = left_publication(table) if moved else identity_lost(table, meanwhile)
 
     def _take_over(self) -> str:
         """Become the owner, from here on the only one who commits, and learn who the source is. The name of its publication."""
@@ -511,10 +529,11 @@ class Applier:
                 "`icelake resume --reload` begins a new slot and compares every table with the source",
             )
 
-    def _check_members(self, members: Mapping[TableId, str]) -> None:
-        """Refuse to go on if changes to a followed table may be missing from the stream."""
+    def _check_members(self, members: Mapping[TableId, str]) -> bool:
+        """Refuse to go on if changes to a followed table may be missing from the stream. False: there is another to be withdrawn."""
         for followed in self.followed.values():
             followed.is_member(members.get(followed.id))
+        return _unnamed(members) <= self._stuck
 
     def _evolve(self, mirror: LoadedTable, relation: Relation, *, replacing: bool = False) -> LoadedTable:
         """The mirror with the schema its source has now."""
@@ -1035,7 +1054,10 @@ class Applier:
         """One cut at ``position``: every touched table and the control table, whole or not at all."""
         assert position >= self.position
         # After everything of the batch was received: whoever left the publication before any of it, is missing here.
-        self._check_members(self._source.published(publication_name(self.name, self._control.source)))
+        if not self._check_members(self._source.published(publication_name(self.name, self._control.source))):
+            self._throw_away()
+            self.close()
+            return Progress("retry", position=self.position)
         # The interval runs from beginning to beginning: commits come once in it, however long one takes.
         self._last_commit = self._clock.monotonic()
         marker = self._marker(position)
@@ -1288,12 +1310,17 @@ class Applier:
 
 _DOUBTED = frozenset({"TABLE_CHANGED_BY_OTHERS", "KEY_TWICE"})
 """Codes of mirrors that may hold a key twice."""
-_GONE = frozenset({LEFT_OUT, IS_PARTITION})
+_GONE = frozenset({LEFT_OUT, IS_PARTITION, "REPLICA_IDENTITY_LOST"})
 """Codes of mirrors that are not to be followed, whatever they were parked for before."""
 _FOLLOWED = frozenset({"TABLE_GREW", "LEAVES_CHANGED"})
 """Codes of what the start follows."""
-_HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED", IS_PARTITION})
+_HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED", "REPLICA_IDENTITY_LOST", IS_PARTITION})
 """Codes that say that changes are missing from the stream: there is nothing to replay."""
+
+
+def _unnamed(members: Mapping[TableId, str]) -> frozenset[TableId]:
+    """Tables whose updates and deletes PostgreSQL refuses because they are published."""
+    return frozenset(table for table, text in members.items() if Membership.parse(text).unnamed)
 
 
 def _heads(followed: Followed, parts: Sequence[TableChange]) -> dict[str, int]:

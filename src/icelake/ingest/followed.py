@@ -608,14 +608,7 @@ def check_member(table: Table, text: str | None, held: Membership | None = None)
     if now is None or before.left(now):
         raise left_publication(table.id)
     if now.unnamed:
-        raise UnsupportedTable(
-            "REPLICA_IDENTITY_LOST",
-            f"nothing names the rows of {table.id} any more",
-            "its primary key or its replica identity was taken away while it is published: "
-            "PostgreSQL now refuses every UPDATE and DELETE of it, to all who use the table",
-            f"bring back what named its rows, then `icelake resume {table.id}`; or take the table out of the publication",
-            table=str(table.id),
-        )
+        raise identity_lost(table.id)
     if before.rewritten(now):
         raise UnsupportedTable(
             "TABLE_REWRITTEN",
@@ -625,6 +618,18 @@ def check_member(table: Table, text: str | None, held: Membership | None = None)
             table=str(table.id),
         )
     return now
+
+
+def identity_lost(table: TableId, meanwhile: str = "") -> UnsupportedTable:
+    """``meanwhile``: what someone must do besides, if the table could not be taken out of its publication."""
+    return UnsupportedTable(
+        "REPLICA_IDENTITY_LOST",
+        f"nothing names the rows of {table} any more",
+        "its primary key or its replica identity was taken away; as long as such a table is published, PostgreSQL refuses its users every "
+        "UPDATE and DELETE, so it is taken out of the publication: changes from then on are not in the stream",
+        f"bring back what named its rows, then `icelake resume {table} --reload`" + (f"; {meanwhile}" if meanwhile else ""),
+        table=str(table),
+    )
 
 
 def left_publication(table: TableId) -> Refused:

@@ -192,6 +192,35 @@ class PostgresSource:
                 found = {**(there or {}), **found}
             return {**found, **_roots(server, list(_publications(publication)))}
 
+    def withdraw(self, publication: str) -> None:
+        """See ``ports.Source.withdraw``. Raises Refused NOT_PUBLICATION_OWNER."""
+        with session(self.dsn, "cannot take tables out of the publication") as server:
+            while unnamed := run(
+                server,
+                f"""
+                select n.nspname, c.relname
+                from pg_catalog.pg_publication p
+                join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
+                join pg_catalog.pg_class c on c.oid = r.prrelid
+                join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                where p.pubname = %s and p.pubupdate and {_UNNAMED}""",
+                [publication],
+            ):
+                tables = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*map(str, row))) for row in unnamed)
+                statement = sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(sql.Identifier(publication), tables)
+                try:
+                    run(server, statement)
+                except (psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
+                    continue  # someone took one out, or dropped it, just now
+                except psycopg.errors.InsufficientPrivilege as error:
+                    text = statement.as_string(server)
+                    raise Refused(
+                        "NOT_PUBLICATION_OWNER",
+                        f"tables cannot be taken out of publication {publication}",
+                        f"{error.diag.message_primary}: their users cannot update or delete rows until then",
+                        f"have the owner run: {text};",
+                    ) from None
+
     # ---------------------------------------------------------------------------------------------------------------- slot
 
     def slot(self, name: str) -> SlotState | None:
