@@ -242,6 +242,7 @@ class Lake:
         report = lakehouse._verify(settings, [table.id for table in followed], bring, None)
         assert report["equal"] is True, json.dumps(report, indent=1, ensure_ascii=False)
         assert {one["name"] for one in report["tables"]} == {table.id for table in followed}
+        assert {one["name"] for one in report["histories"]} >= {f"{table.id}_history" for table in followed if table.history}
         if engines:
             at = lakehouse.resolve(str(report["cut"])).tables
             for table in followed:

@@ -83,6 +83,21 @@ class Column:
 
 
 @dataclass
+class Part:
+    """A partition, which has rows itself. It is in a schema of its own: what is detached is no table of the source."""
+
+    name: str
+    bound: str
+    there: bool = False
+    attached: bool = False
+    alike: bool = True
+    """It has the columns of the table it is detached from."""
+
+    def _repr_pretty_(self, printer: Any, _: bool) -> None:
+        printer.text(f"{self.name} {self.bound}")
+
+
+@dataclass
 class Table:
     schema: str
     name: str
@@ -103,7 +118,9 @@ class Table:
     gone: bool = False
     must_reload: bool = False
     history: bool = False
-    """Here join tables with a history; partitioned ones are made in ``Source.create``."""
+    by: str = ""
+    """``hash``, ``range`` or ``list`` if it is partitioned: by its first column."""
+    parts: list[Part] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -114,7 +131,8 @@ class Table:
         return f"{quoted(self.schema)}.{quoted(self.name)}"
 
     def _repr_pretty_(self, printer: Any, _: bool) -> None:
-        printer.text(f"{self.q}, {self.identity}, out_of_range = {self.policy}, {self.layout}")
+        of = [self.q, self.identity, f"out_of_range = {self.policy}", str(self.layout)]
+        printer.text(", ".join([*of, *([f"by {self.by}"] if self.by else []), *(["history"] if self.history else [])]))
 
     @property
     def changeable(self) -> bool:
@@ -125,13 +143,17 @@ class Table:
         return {*(one.column for one in self.layout.partition), *(one.column for one in self.layout.sort)}
 
     def free(self) -> list[Column]:
-        """Columns that may change their shape: no key, and not named in the project."""
-        return [column for column in self.columns if column.name not in self.key and column.name not in self.laid_out_by()]
+        """Columns that may change their shape: no key, of no partition, and not named in the project."""
+        fixed = {*self.key, *self.laid_out_by(), *([self.columns[0].name] if self.by else [])}
+        return [column for column in self.columns if column.name not in fixed]
 
     def excuse(self, *codes: str, columns: bool = False, storage: bool = False) -> None:
         self.excused |= set(codes)
         self.columns_moved |= columns
         self.storage_moved |= storage
+        if columns:
+            for part in self.parts:
+                part.alike &= part.attached
         if self.columns_moved and self.storage_moved:
             self.excused.add("TABLE_REWRITTEN")
             self.must_reload = True
@@ -158,11 +180,12 @@ class Source:
         self.has = has
         self.tables: list[Table] = []
         self._number = itertools.count(1)
-        self.session.execute(f"create schema {quoted(schema)}")
+        self.leaves = f"{schema} leaves"
+        self.session.execute(f"create schema {quoted(schema)}; create schema {quoted(self.leaves)}")
         self.run(*TYPES)
 
     def drop(self) -> None:
-        self.session.execute(f"drop schema {quoted(self.schema)} cascade")
+        self.session.execute(f"drop schema {quoted(self.schema)} cascade; drop schema {quoted(self.leaves)} cascade")
 
     # ------------------------------------------------------------------------------------------------ statements
 
@@ -209,6 +232,12 @@ class Source:
         table = Table(self.schema, name, columns, names[:width], identity)
         table.policy = draw(st.sampled_from(["error", "null", "text"]))
         table.generated = identity not in ("full", "full key") and draw(st.integers(0, 3)) == 0
+        if identity != "index":
+            table.by = draw(st.sampled_from(["", "", "", "hash", "range", "list"]))
+        if table.by and not self._can_be_split(table):
+            table.by = ""
+        # Of a partitioned table it is refused.
+        table.history = not table.by and draw(st.booleans())
         self.create(table)
         self.tables.append(table)
         self._lay_out(draw, table)
@@ -220,6 +249,16 @@ class Source:
         big = [] if key else [BY_NAME["text"], BY_NAME["bytea"], BY_NAME["jsonb"], BY_NAME["numeric"]]
         return st.one_of(st.sampled_from([*plain, *big]), st.sampled_from(offered(self.version, self.has, key=key)))
 
+    def _can_be_split(self, table: Table) -> bool:
+        """Not every type can be hashed, nor has every one an order."""
+        try:
+            with self.session.transaction(force_rollback=True):
+                self.create(table)
+        except psycopg.Error as error:
+            note(f"-- {type(error).__name__}")
+            return False
+        return True
+
     def create(self, table: Table) -> None:
         parts = [f"{column.q} {column.kind.sql}{'' if column.nullable else ' not null'}" for column in table.columns]
         key = ", ".join(map(quoted, table.key))
@@ -227,7 +266,11 @@ class Source:
             parts.append(f"primary key ({key})")
         if table.generated:
             parts.append("made int generated always as (40 + 2) stored")
-        self.run(f"create table {table.q} ({', '.join(parts)})")
+        split = f" partition by {table.by} ({table.columns[0].q})" if table.by else ""
+        self.run(f"create table {table.q} ({', '.join(parts)}){split}")
+        if table.by:
+            self._split(table)
+            return
         if table.identity == "index":
             index = quoted(f"index {next(self._number)}")
             self.run(f"create unique index {index} on {table.q} ({key})", f"alter table {table.q} replica identity using index {index}")
@@ -237,11 +280,41 @@ class Source:
             if big(column) is not None:
                 self.run(f"alter table {table.q} alter {column.q} set storage external")
 
+    def _split(self, table: Table) -> None:
+        for part in table.parts:
+            self.run(f"drop table if exists {self.leaf(part)}")
+        sample = table.columns[0].kind.sample
+        bounds = {
+            "hash": ("with (modulus 2, remainder 0)", "with (modulus 2, remainder 1)"),
+            "range": (f"from (minvalue) to ({sample})", f"from ({sample}) to (maxvalue)"),
+            "list": (f"in ({sample})", ""),
+        }
+        table.parts = [
+            Part(f"p{next(self._number)}", f"for values {bound}" if bound else "default", True, True) for bound in bounds[table.by]
+        ]
+        for part in table.parts:
+            self.run(*self.new_leaf(table, part))
+
+    def leaf(self, part: Part) -> str:
+        return f"{quoted(self.leaves)}.{part.name}"
+
+    def new_leaf(self, table: Table, part: Part) -> list[str]:
+        """Statements that belong into one transaction: before the second the leaf cannot be mirrored as its table is."""
+        out = [f"create table {self.leaf(part)} partition of {table.q} {part.bound}"]
+        if table.identity in ("full", "full key"):
+            out.append(f"alter table {self.leaf(part)} replica identity full")
+        out += [
+            f"alter table {self.leaf(part)} alter {column.q} set storage external" for column in table.columns if big(column) is not None
+        ]
+        return out
+
     def _lay_out(self, draw: Draw, table: Table) -> None:
         relation = self.described(table)
+        # A partitioned table has one more, which leaf a row is of.
+        own = [column for column in relation.columns if column.name in {one.name for one in table.columns}]
         fields: list[PartitionField] = []
         for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
-            pairs = [(column.name, transform) for column in relation.columns for transform in _transforms(column.iceberg)]
+            pairs = [(column.name, transform) for column in own for transform in _transforms(column.iceberg)]
             if not pairs:
                 break
             name, transform = draw(st.sampled_from(pairs))
@@ -249,7 +322,7 @@ class Source:
             candidate = Layout((*fields, PartitionField(name, transform, width)))
             if candidate.misfit(relation) is None:
                 fields.append(candidate.partition[-1])
-        flat = [column.name for column in relation.columns if isinstance(parse(column.iceberg), Primitive)]
+        flat = [column.name for column in own if isinstance(parse(column.iceberg), Primitive)]
         sort = draw(st.lists(st.sampled_from(flat), max_size=2, unique=True)) if flat else []
         order = tuple(SortField(name, draw(st.booleans()), draw(st.booleans())) for name in sort)
         table.layout = Layout(tuple(fields), order, draw(st.sampled_from([3, 3, 2])))

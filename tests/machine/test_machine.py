@@ -26,7 +26,7 @@ from icelake.stack.postgres import Postgres
 from tests.conftest import every_version
 from tests.machine.kinds import BY_NAME, COLLATION, EXTENSIONS, SCHEMA
 from tests.machine.lake import Knobs, Lake
-from tests.machine.source import Column, Source, Table, quoted
+from tests.machine.source import Column, Part, Source, Table, quoted
 
 NUMBERED = ("int4", "int8", "numeric", "text", "varchar(9)", 'text collate "C"', "numeric(38,0)")
 """Types of columns that a big transaction fills with different values."""
@@ -186,6 +186,58 @@ class Machine(RuleBasedStateMachine):
             if table.changeable and data.draw(st.booleans()):
                 after.append(f"delete from {table.q} where ctid in (select ctid from {table.q} order by ctid offset 5)")
             self.source.transaction(data.draw, [fill, *after])
+
+    @rule(data=DATA, within=st.booleans())
+    def partition(self, data: st.DataObject, within: bool) -> None:
+        """A leaf is emptied, comes, goes, or is another one, perhaps among changes of its table."""
+        with self.playing():
+            tables = [table for table in self.source.alive() if table.by]
+            if not tables:
+                return
+            table = data.draw(st.sampled_from(tables))
+            part = data.draw(st.sampled_from(table.parts))
+            with self.source.session.transaction() if within else nullcontext():
+                if data.draw(st.booleans()):
+                    self.source.attempt(self.source.change(data.draw, table))
+                self.leaf(data, table, part)
+                if data.draw(st.booleans()):
+                    self.source.attempt(self.source.change(data.draw, table))
+
+    def leaf(self, data: st.DataObject, table: Table, part: Part) -> None:
+        source, leaf = self.source, self.source.leaf(part)
+        if part.attached:
+            how = data.draw(st.sampled_from(["truncate", "detach", "drop", "round"]))
+        elif part.there and part.alike:
+            how = data.draw(st.sampled_from(["attach", "attach", "drop", "fill"]))
+        else:
+            how = "drop" if part.there else "new"
+        detach, attach = f"alter table {table.q} detach partition {leaf}", f"alter table {table.q} attach partition {leaf} {part.bound}"
+        if how not in ("truncate", "fill"):
+            # Kept changes can be replayed into other leaves if each row says which it is.
+            table.must_reload |= not table.key
+        match how:
+            case "truncate":
+                table.excuse(storage=True)
+                source.run(f"truncate {leaf}")
+            case "round":
+                source.run(detach)
+                if data.draw(st.booleans()):
+                    source.run(f"delete from {leaf} where {source.some(data.draw, table)}".replace(f"from {table.q}", f"from {leaf}"))
+                source.run(attach)
+            case "detach":
+                source.run(detach)
+                part.attached = False
+            case "attach":
+                part.attached = source.attempt(attach)
+            case "fill":
+                source.attempt(source.insert(data.draw, table).replace(f"insert into {table.q}", f"insert into {leaf}"))
+            case "drop":
+                source.run(f"drop table {leaf}")
+                part.attached = part.there = False
+            case "new":
+                with source.session.transaction():
+                    source.run(*source.new_leaf(table, part))
+                part.attached = part.there = part.alike = True
 
     # -------------------------------------------------------------------------------------------------------- DDL
 
@@ -352,7 +404,7 @@ class Machine(RuleBasedStateMachine):
                     table.excuse(columns=True)
                     if self.source.attempt(f"alter table {table.q} alter {column.q} set not null"):
                         self.source.run(f"alter table {table.q} alter {column.q} drop not null")
-                case "identity" if table.identity in ("key", "full key") and not table.generated:
+                case "identity" if table.identity in ("key", "full key") and not table.generated and not table.by:
                     table.identity = "key" if table.identity == "full key" else "full key"
                     self.source.run(f"alter table {table.q} replica identity {'full' if table.identity == 'full key' else 'default'}")
                 case "index":
@@ -361,6 +413,16 @@ class Machine(RuleBasedStateMachine):
                     self.source.run("select pg_logical_emit_message(true, 'ü', 'noise'), pg_switch_wal()")
 
     # ------------------------------------------------------------------------------------------------------- lake
+
+    @rule(data=DATA)
+    def switch_history(self, data: st.DataObject) -> None:
+        """The next process keeps one, or keeps it no more."""
+        with self.playing() as lake:
+            tables = [table for table in self.source.tables if not table.by]
+            if tables:
+                table = data.draw(st.sampled_from(tables))
+                table.history = not table.history
+                lake.restart()
 
     @rule(count=st.integers(1, 8))
     def step(self, count: int) -> None:
