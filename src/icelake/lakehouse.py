@@ -277,14 +277,6 @@ class Lakehouse:
         wanted = self._table_settings(relation)
         if wanted is None:
             return relation
-        if wanted.history and relation.partitioned:
-            return Refusal(
-                relation.schema,
-                relation.name,
-                "HISTORY_OF_PARTITIONED",
-                "it is partitioned, and a history cannot say yet that a partition was emptied",
-                "take history off the table",
-            )
         chosen = choose(relation, wanted.out_of_range, wanted.columns, exact=str(relation.id) in self.project.tables)
         if isinstance(chosen, Refusal):
             return chosen

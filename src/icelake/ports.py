@@ -98,23 +98,8 @@ class ChangeSet:
     is ``unchanged``."""
     transactions: Transactions | None = None
     """Those of the changes, and perhaps others; None: not known."""
-    earlier: int = 0
-    """How many changes of this table the transaction of the first one made before it."""
-
-    def place(self) -> npt.NDArray[np.int64]:
-        """Of each change its place among its transaction's changes of this table, from 1: the same whenever it is sent."""
-        return places(self.commit_lsn, self.earlier)
-
-
-def places(commit_lsn: npt.NDArray[np.uint64], earlier: int) -> npt.NDArray[np.int64]:
-    """Of each entry its place, from 1, among those of its commit LSN, which stand together; ``earlier`` more of the first came before."""
-    n = len(commit_lsn)
-    starts = np.flatnonzero(np.concatenate([[True], commit_lsn[1:] != commit_lsn[:-1]])) if n else np.empty(0, np.int64)
-    lengths = np.diff(np.append(starts, n))
-    out: npt.NDArray[np.int64] = np.arange(1, n + 1, dtype=np.int64) - np.repeat(starts, lengths)
-    if n:
-        out[: lengths[0]] += earlier
-    return out
+    place: npt.NDArray[np.int64] | None = None
+    """Of each its place among its transaction's changes of this table, from 1: the same whenever it is sent. None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +114,8 @@ class RawChanges:
     """Of that message's columns, in its order; None if it cannot be told which columns they are."""
     messages: pa.BinaryArray
     """Insert, Update, Delete and Truncate messages, whole; a Truncate names this table alone."""
+    place: npt.NDArray[np.int64]
+    """As ``ChangeSet.place``."""
     transactions: Transactions
     """Those of the changes, and perhaps others."""
 

@@ -1,5 +1,6 @@
 """Histories on a real server: every change a row, whole, in the commit of its mirror; ``verify`` replays them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class Shop(Mirrored):
     def equal(self, *histories: str) -> None:
         with Lakehouse.open(self.folder) as lake:
             report = lake.verify()
-        assert report["equal"], report
+        assert report["equal"], (report["tables"], report["histories"], report["skipped"])
         assert {one["name"] for one in report["histories"]} == {f"public.{name}" for name in histories}
 
     def ops(self, table: str) -> list[str]:
@@ -235,15 +236,58 @@ def test_a_name_that_is_taken(shop: Shop) -> None:
     shop.equal()
 
 
-def test_a_partitioned_table_has_no_history_yet(shop: Shop) -> None:
-    shop.project('[tables."public.*"]\nhistory = true\n')
-    shop.sql(
-        "create table plain (id int primary key)",
-        "create table sales (id int primary key) partition by range (id)",
-        "create table sales_1 partition of sales for values from (0) to (100)",
-        "insert into plain values (1)",
-        "insert into sales values (1)",
+PARTITIONED = (
+    "create schema leaves",
+    "create table sales (id int, k int, v text{}) partition by list (k)",
+    "create table leaves.one partition of sales for values in (1)",
+    "create table leaves.two partition of sales for values in (2)",
+    "insert into sales select n, 1 + n % 2, 'v' || n from generate_series(1, 6) n",
+)
+
+
+@pytest.mark.parametrize("identity", ["key", "full", "append"])
+def test_a_partition_is_emptied_and_its_table_is_not(shop: Shop, identity: str) -> None:
+    shop.project(
+        '[tables."public.sales"]\nhistory = true\n' + ("append_only = true\n" if identity == "append" else ""),
     )
-    (refused,) = shop.sync()["refused"]
-    assert (refused["table"], refused["code"]) == ("public.sales", "HISTORY_OF_PARTITIONED")
-    shop.equal("plain_history")
+    shop.sql(*(one.format(", primary key (id, k)" if identity == "key" else "") for one in PARTITIONED))
+    if identity == "full":
+        shop.sql("alter table leaves.one replica identity full", "alter table leaves.two replica identity full")
+    shop.sync()
+    if identity != "append":
+        # A row that moves to another partition is one that went and one that came.
+        moved = ("update sales set k = 2 where id = 2", "delete from sales where id = 4")
+        (xid,) = shop.sql(*moved, "select pg_current_xact_id()::text::bigint")
+        shop.sync()
+        told = "select seq, op, old_key.id, row.id, row.k from sales_history where xid = {} order by seq"
+        assert shop.lake(told.format(xid[0])) == [(1, "delete", 2, None, None), (2, "insert", None, 2, 2), (3, "delete", 4, None, None)]
+    shop.equal("sales_history")
+    (oids,) = shop.sql("select 'leaves.one'::regclass::oid, 'leaves.two'::regclass::oid")
+    two, other_two = "insert into sales values (7, 1, 'x'), (8, 2, 'x')", "insert into sales values (9, 2, 'x'), (10, 1, 'x')"
+    shop.sql(two, "truncate leaves.two", other_two)
+    shop.sync()
+    told = "select seq, op, partition, row.id from sales_history where xid is not null order by commit_lsn desc, seq desc limit 5"
+    assert shop.lake(told)[::-1] == [
+        (1, "insert", None, 7),
+        (2, "insert", None, 8),
+        (3, "truncate", oids[1], None),
+        (4, "insert", None, 9),
+        (5, "insert", None, 10),
+    ]
+    shop.equal("sales_history")
+    # Every partition of the table is told of its own.
+    shop.sql("truncate sales", "insert into sales values (11, 1, 'y')")
+    shop.sync()
+    emptied = shop.lake("select partition from sales_history where op = 'truncate' order by number")
+    assert Counter(emptied[1:]) == Counter([(oids[0],), (oids[1],)])
+    shop.equal("sales_history")
+    # What comes and goes with a partition.
+    shop.sql("insert into sales values (12, 2, 'z')", "alter table sales detach partition leaves.two")
+    shop.sync()
+    shop.equal("sales_history")
+    shop.sql("insert into leaves.two values (13, 2, 'z')", "alter table sales attach partition leaves.two for values in (2)")
+    shop.sync()
+    shop.equal("sales_history")
+    assert shop.lake("select count(*) from sales") == [(3,)]
+    assert shop.resume("sales", reload=True)["refused"] == []
+    shop.equal("sales_history")

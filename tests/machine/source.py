@@ -113,6 +113,8 @@ class Table:
     columns_moved: bool = False
     """A column was altered since then: with new storage, that looks like rewritten rows."""
     storage_moved: bool = False
+    reshaped: bool = False
+    """A column came, went or is another: changes made before the next time can be told by the lake's columns or by those of now."""
     constants: bool = False
     """A column was added with a default."""
     gone: bool = False
@@ -158,6 +160,11 @@ class Table:
             self.excused.add("TABLE_REWRITTEN")
             self.must_reload = True
 
+    def reshape(self) -> None:
+        """After a second time nobody can tell any more which columns changes between the two had."""
+        self.must_reload |= self.reshaped
+        self.reshaped = True
+
     @property
     def restless(self) -> bool:
         """Something was done to its shape that nobody may have noticed yet: its next change tells, or the next start."""
@@ -166,7 +173,7 @@ class Table:
     def settled(self) -> None:
         """It is followed, and everything that was done to it is in the lake."""
         self.excused.clear()
-        self.columns_moved = self.storage_moved = self.must_reload = False
+        self.columns_moved = self.storage_moved = self.must_reload = self.reshaped = False
 
 
 class Source:
@@ -236,8 +243,7 @@ class Source:
             table.by = draw(st.sampled_from(["", "", "", "hash", "range", "list"]))
         if table.by and not self._can_be_split(table):
             table.by = ""
-        # Of a partitioned table it is refused.
-        table.history = not table.by and draw(st.booleans())
+        table.history = draw(st.booleans())
         self.create(table)
         self.tables.append(table)
         self._lay_out(draw, table)

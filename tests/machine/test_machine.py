@@ -267,6 +267,7 @@ class Machine(RuleBasedStateMachine):
                     self.source.attempt(self.source.change(data.draw, table))
                 if self.source.attempt(statement):
                     table.columns.append(column)
+                    table.reshape()
                 if data.draw(st.booleans()):
                     self.source.attempt(self.source.change(data.draw, table))
 
@@ -286,6 +287,7 @@ class Machine(RuleBasedStateMachine):
                 return
             column, other = data.draw(st.permutations(free))[:2]
             table.excuse("TABLE_CHANGED", columns=True)
+            table.reshape()
             match how:
                 case "rename":
                     name = self.source.fresh(table)
@@ -418,11 +420,9 @@ class Machine(RuleBasedStateMachine):
     def switch_history(self, data: st.DataObject) -> None:
         """The next process keeps one, or keeps it no more."""
         with self.playing() as lake:
-            tables = [table for table in self.source.tables if not table.by]
-            if tables:
-                table = data.draw(st.sampled_from(tables))
-                table.history = not table.history
-                lake.restart()
+            table = data.draw(st.sampled_from(self.source.tables))
+            table.history = not table.history
+            lake.restart()
 
     @rule(count=st.integers(1, 8))
     def step(self, count: int) -> None:

@@ -627,7 +627,8 @@ class Applier:
         self._check_foreign(table, self._control.cut.tables.get(str(relation.id)) if parked is None else parked.head)
         if relation.partitioned and member is not None:
             told, member = self._follow_leaves(table, relation, member, parked)
-            table = table if told is None else self._open(told)
+            if told is not None:
+                loaded, table = told, self._open(told)
         try:
             followed, rebuilt = follow(table, self._index_files(relation.id))
         except Corrupt as error:

@@ -23,7 +23,7 @@ from icelake.ingest.keyorder import key_text, sortable
 from icelake.model.load import Interval, LoadState, leaf_bounds
 from icelake.model.marker import LOAD, MEMBERSHIP, Marker
 from icelake.model.membership import Membership
-from icelake.model.relation import TABLEOID, Relation, TableId
+from icelake.model.relation import TABLEOID, TableId
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, ChangeSet, LoadedTable, TableChange
 from icelake.sources.postgres.types import order
 from icelake.tables.bag_index import BagIndex
@@ -97,7 +97,7 @@ class Followed(ABC):
                 positions = np.arange(delta.file(no)[1], dtype=np.int64)
                 stored = self.table.read(np.full(len(positions), no), positions, names, delta=delta)
             rows = one_batch(stored.select(names))
-            leaves: npt.NDArray[np.int64] = rows.column(_tableoid(self.relation)).to_numpy()
+            leaves: npt.NDArray[np.int64] = rows.column(self.relation.leaf).to_numpy()
             there = np.flatnonzero(leaves == leaf)
             if len(there):
                 delta.delete(np.full(len(there), no, np.int32), positions[there])
@@ -397,7 +397,7 @@ class Keyed(Followed):
             # Some ranges were read before the TRUNCATE and some after: the table (or the leaf) is loaded again from the start.
             self._truncate(changes)
             if self.history is not None:
-                self.history.reset(int(truncates.max()))
+                self.history.reset(int(truncates.max()), _leaf_of(changes) if self.relation.partitioned else None)
             self._next_load = self._reloading(changes)
             return np.full(len(op), collapse.SKIP, np.uint8)
         intervals = self._next_load.intervals
@@ -565,13 +565,9 @@ class AppendOnly(Followed):
     def _unname(self, rows: pa.RecordBatch) -> None: ...
 
 
-def _tableoid(relation: Relation) -> str:
-    return next(column.name for column in relation.columns if column.attnum == TABLEOID)
-
-
 def _leaf_of(changes: ChangeSet) -> int:
     """The leaf that the changes are of, one of which is a TRUNCATE."""
-    values = changes.new.column(_tableoid(changes.relation))
+    values = changes.new.column(changes.relation.leaf)
     return int(values[int(np.flatnonzero(changes.op == TRUNCATE)[0])].as_py())
 
 

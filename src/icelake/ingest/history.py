@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from icelake.errors import AlreadyExists, NoSuchTable, UnsupportedTable
 from icelake.model import history as model
-from icelake.model.history import HISTORY, HISTORY_OF, HistoryNote, history_of, mirror_of
+from icelake.model.history import HISTORY, HISTORY_OF, PARTITION, HistoryNote, history_of, mirror_of
 from icelake.model.marker import SOURCE, Marker
 from icelake.model.relation import TableId
 from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Catalog, ChangeSet, LoadedTable, TableChange, arrow_schema
@@ -61,11 +61,14 @@ class History:
         row = np.where(has_new, np.cumsum(has_new) - 1, -1)
         old = changes.old if changes.old is not None else changes.old_key
         xid = time = None
+        seq = changes.place[which] if changes.place is not None else None
         if (of := changes.transactions) is not None:
             at = np.searchsorted(of.commit_lsn, changes.commit_lsn[which])
             xid, time = of.xid[at], of.commit_time[at]
         op = pa.array([_OPS[number] for number in range(TRUNCATE + 1)]).take(kinds)
-        self._add(op, changes.commit_lsn[which], old, np.where(has_old, which, -1), new, row, changes.place()[which], xid, time)
+        emptied = np.where(kinds == TRUNCATE, which, -1)
+        leaf = _taken(changes.new.column(changes.relation.leaf), emptied) if changes.relation.partitioned else None
+        self._add(op, changes.commit_lsn[which], old, np.where(has_old, which, -1), new, row, leaf, seq, xid, time)
 
     def loaded(self, rows: pa.RecordBatch, lsn: int) -> None:
         """Rows that were read from the source as of ``lsn``."""
@@ -75,15 +78,16 @@ class History:
         """Rows that left (by what names them), came, or (both, in the same order) were replaced, without a change of the source."""
         self._own(model.MEND, lsn, old, rows)
 
-    def reset(self, lsn: int) -> None:
-        """Every row left."""
-        self._own(model.RESET, lsn, None, None)
-        self._since(lsn)
+    def reset(self, lsn: int, leaf: int | None = None) -> None:
+        """Every row left, or those of a leaf."""
+        self._own(model.RESET, lsn, None, None, leaf)
+        if leaf is None:
+            self._since(lsn)
 
     def _since(self, lsn: int) -> None:
         self._next = HistoryNote(self._next.mirror, self._next.last, lsn)
 
-    def _own(self, op: str, lsn: int, old: pa.RecordBatch | None, rows: pa.RecordBatch | None) -> None:
+    def _own(self, op: str, lsn: int, old: pa.RecordBatch | None, rows: pa.RecordBatch | None, leaf: int | None = None) -> None:
         n = max(old.num_rows if old is not None else 0, rows.num_rows if rows is not None else 0, int(op == model.RESET))
         every, nothing = np.arange(n), np.full(n, -1)
         self._add(
@@ -93,6 +97,7 @@ class History:
             nothing if old is None else every,
             rows,
             nothing if rows is None else every,
+            pa.array([leaf] * n, pa.int64()),
         )
 
     def _add(
@@ -103,11 +108,15 @@ class History:
         old_at: npt.NDArray[np.int64],
         new: pa.RecordBatch | None,
         new_at: npt.NDArray[np.int64],
+        leaf: Any,
         seq: npt.NDArray[np.int64] | None = None,
         xid: npt.NDArray[np.int64] | None = None,
         time: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """``old_at`` and ``new_at``: for each row of the history which row of ``old`` and ``new`` it has, -1 for none."""
+        """``old_at`` and ``new_at``: for each row of the history which row of ``old`` and ``new`` it has, -1 for none.
+
+        ``leaf``: the OID of the leaf whose rows went, null for none; not looked at if the table is not partitioned.
+        """
         n, last = len(commit_lsn), self._next.last
         if not n:
             return
@@ -123,6 +132,8 @@ class History:
             "xid": longs(xid),
             "commit_time": longs(time).cast(pa.timestamp("us", "UTC")),
         }
+        if PARTITION in self._schema.names:
+            columns[PARTITION] = leaf
         for name, batch, at in (("old_key", old, old_at), ("row", new, new_at)):
             if name in self._schema.names:
                 columns[name] = _structs(batch, at, self._schema.field(name).type)
@@ -247,6 +258,9 @@ def _structs(batch: pa.RecordBatch | None, at: npt.NDArray[np.int64], kind: Any)
         return pa.nulls(len(at), kind)
     columns: Sequence[Any] = batch.columns
     if not np.array_equal(at, np.arange(batch.num_rows)):
-        wanted = pa.array(at, mask=absent)
-        columns = [column.take(wanted) for column in columns]
+        columns = [_taken(column, at) for column in columns]
     return pa.StructArray.from_arrays(columns, fields=list(kind), mask=pa.array(absent) if absent.any() else None)
+
+
+def _taken(column: Any, at: npt.NDArray[np.int64]) -> Any:
+    return column.take(pa.array(at, mask=at < 0))

@@ -23,7 +23,7 @@ from icelake.model.marker import Marker
 from icelake.model.parking import PARKED, SPOOL_OF, Parking, spool_of
 from icelake.model.relation import Column, Relation, TableId
 from icelake.ports import Catalog, Chance, ChangeSet, Clock, LoadedTable, RawChanges, Storage, TableChange, arrow_schema, arrow_type
-from icelake.sources.postgres.pgoutput import Counted, Decoder, RelationMessage, replayed
+from icelake.sources.postgres.pgoutput import Decoder, RelationMessage, replayed
 from icelake.tables.rewrite import choose_neighbours, rewrite
 from icelake.tables.schema import iceberg_schema, relation_of, table_properties
 from icelake.tables.table import Delta, Table
@@ -50,6 +50,7 @@ def _shape(spool: TableId) -> Relation:
         column(5, "change", "bytea", "binary", False),
         column(6, "xid", "bigint", "long", False),
         column(7, "commit_time", "timestamp with time zone", "timestamptz", False),
+        column(8, "seq", "bigint", "long", False),
     )
     return Relation(oid=0, schema=spool.namespace, name=spool.name, columns=columns, key=("number",))
 
@@ -64,8 +65,8 @@ class Kept:
     messages: Sequence[bytes]
     xid: Sequence[int]
     commit_time: Sequence[int]
-    earlier: int
-    """How many changes of the table the transaction of the first one made before it."""
+    seq: Sequence[int]
+    """As ``RawChanges.place``."""
 
 
 class Parked:
@@ -119,6 +120,7 @@ class Parked:
                 raw.messages,
                 pa.array(raw.transactions.xid[of]),
                 pa.array(raw.transactions.commit_time[of]).cast(arrow_type("timestamptz")),
+                pa.array(raw.place),
             ],
             schema=arrow_schema(self.spool.relation.columns),
         )
@@ -199,7 +201,7 @@ class Parked:
         if spool is None:
             return
         names = [column.name for column in spool.relation.columns]
-        number, relation, seen = 1, AS_BEFORE, Counted()
+        number, relation = 1, AS_BEFORE
         for no in self._ordered():
             _, rows = spool.live_rows(no, names)
             if not np.array_equal(rows.column("number").to_numpy(), np.arange(number, number + rows.num_rows)):
@@ -210,8 +212,7 @@ class Parked:
                     if not run.relation:
                         raise self._corrupt(f"{spool.files[no].path} begins without a Relation message")
                     relation = run.relation
-                    yield replace(run, earlier=seen.before(run.commit_lsn))
-                    seen = seen.then(np.array(run.commit_lsn, np.uint64))
+                    yield run
 
     def _corrupt(self, why: str) -> Corrupt:
         return Corrupt(
@@ -270,7 +271,7 @@ def replay(kept: Kept, held: Relation) -> Sequence[ChangeSet]:
 
     relations = [kept.relation] * len(kept.messages)
     chunk = Decoder(as_sent).decode(replayed(kept.commit_lsn, kept.commit_time, kept.xid, relations, kept.messages))
-    return [replace(_renamed(changes, held), earlier=kept.earlier) for changes in chunk.changes]
+    return [replace(_renamed(changes, held), place=np.array(kept.seq, np.int64)) for changes in chunk.changes]
 
 
 def _renamed(changes: ChangeSet, held: Relation) -> ChangeSet:
@@ -292,6 +293,7 @@ def _runs(rows: pa.Table, before: bytes) -> Iterator[Kept]:
     messages: list[Any] = rows.column("change").to_pylist()
     xid: list[Any] = rows.column("xid").to_pylist()
     commit_time: list[Any] = rows.column("commit_time").cast(pa.int64()).to_pylist()
+    seq: list[Any] = rows.column("seq").to_pylist()
     relations = list(itertools.accumulate(relations, lambda last, here: last if here == AS_BEFORE else here, initial=before))[1:]
     start = 0
     for end in range(1, len(relations) + 1):
@@ -300,5 +302,5 @@ def _runs(rows: pa.Table, before: bytes) -> Iterator[Kept]:
         numbers = attnums[start]
         known = None if numbers is None else tuple(int(text) for text in numbers.split(",") if text)
         of = slice(start, end)
-        yield Kept(relations[start], known, commit_lsn[of], messages[of], xid[of], commit_time[of], 0)
+        yield Kept(relations[start], known, commit_lsn[of], messages[of], xid[of], commit_time[of], seq[of])
         start = end

@@ -1,7 +1,8 @@
 """The history of a mirror, ``<name>_history``: every effect the lake's applier had on its rows, as rows that are never changed.
 
-Its columns, and what replays it (docs/protocol.md, Histories): in order of ``number``, ``truncate`` and ``reset`` take every row away,
-else the row under ``old_key`` goes if there is one, and ``row`` comes if there is one. What comes out is the mirror.
+Its columns, and what replays it (docs/protocol.md, Histories): in order of ``number``, ``truncate`` and ``reset`` take every row away (of
+one ``partition``, if they name it), else the row under ``old_key`` goes if there is one, and ``row`` comes if there is one. What comes
+out is the mirror.
 """
 
 import json
@@ -30,6 +31,8 @@ the lake to be read again."""
 RESET: Final = "reset"
 """Every row left the lake, or nothing before this is to be relied on: the rows there are come after it."""
 EMPTYING: Final = (TRUNCATE, RESET)
+PARTITION: Final = "partition"
+"""The column that only the history of a partitioned table has."""
 
 COLUMNS: Final = (
     ("number", "long", True, "place in the history, from 1 and without gaps: the order to replay it in"),
@@ -45,6 +48,7 @@ COLUMNS: Final = (
         "what names the row before: its key columns, or all of it if nothing less names it; null if there was none",
     ),
     ("row", "struct", False, "the row after, whole; null if there is none"),
+    (PARTITION, "long", False, "of truncate and reset: the OID (tableoid) of the partition whose rows alone went; null: all rows"),
 )
 """(name, type, required, meaning) in order; a column's field id is its place, from 1."""
 

@@ -79,6 +79,11 @@ class Relation:
         return any(column.attnum == TABLEOID for column in self.columns)
 
     @property
+    def leaf(self) -> str:
+        """The column that says which leaf a row is of. Only of a partitioned table."""
+        return next(column.name for column in self.columns if column.attnum == TABLEOID)
+
+    @property
     def sent(self) -> tuple[Column, ...]:
         """The columns a change brings along, in the order of their attnums: all but ``tableoid``."""
         return tuple(sorted((column for column in self.columns if column.attnum > 0), key=lambda column: column.attnum))

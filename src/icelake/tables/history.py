@@ -7,7 +7,7 @@ rows read as after a change of its schema (renamed, wider, without a column, wit
 
 from typing import Any
 
-from icelake.model.history import COLUMNS
+from icelake.model.history import COLUMNS, PARTITION
 from icelake.model.relation import Column, Relation, TableId
 from icelake.ports import Json
 from icelake.tables.schema import RELATION, current_schema, relation_of, table_properties, unnumbered
@@ -24,6 +24,8 @@ def history_schema(mirror: Json) -> Json:
     }
     out: list[Json] = []
     for number, (name, kind, required, doc) in enumerate(COLUMNS, start=1):
+        if name == PARTITION and not relation.partitioned:
+            continue
         whole: Any = kind
         if name in inside:
             parts = [_renumbered(field, _ROW if name == "row" else _OLD_KEY) for field in inside[name]]

@@ -8,13 +8,13 @@ Fails with what reading either side fails with.
 
 from collections.abc import Callable, Sequence
 
-from icelake.model.history import EMPTYING, RESET
+from icelake.model.history import EMPTYING, PARTITION, RESET
 from icelake.model.types import StructType
 from icelake.ports import Json
 from icelake.verify.compare import SHOWN, Comparison, Pair, encoded, shown_key
 from icelake.verify.lake import LakeTable
 
-TEMPORARY = ("state", "unlike", "named")
+TEMPORARY = ("state", "unlike", "named", "emptied")
 
 
 class Replay:
@@ -32,6 +32,8 @@ class Replay:
         self._limit = samples
         self._places = {column.name: place for place, column in enumerate(history.columns)}
         self._start = 0
+        self._leaf = next((pair.name for pair in pairs if pair.column == "tableoid"), "")
+        """The column of the mirror that says which partition a row is of, if it has any."""
 
     def run(self) -> Json:
         problems = [*self._history.problems, *self._shape()]
@@ -75,7 +77,8 @@ class Replay:
             lacking += [f"{pair.name} of old_key" for pair in self._keys if pair.name not in self._inside("old_key")]
         elif "old_key" in self._places:
             lacking += [f"{pair.name} of old_key" for pair in self._pairs if pair.name not in self._inside("old_key")]
-        return [f"column {name} of the mirror is not in its history" for name in lacking]
+        missing = [f"column {name} of the mirror is not in its history" for name in lacking]
+        return [*missing, *([f"it has no column {PARTITION}"] if self._leaf and PARTITION not in self._places else [])]
 
     def _inside(self, column: str) -> set[str]:
         place = self._places.get(column)
@@ -94,9 +97,14 @@ class Replay:
         """How many rows there are, and what is wrong with their numbers. From the last reset on they must be there, each once."""
         number, op = self._column("number"), self._column("op")
         emptying = ", ".join(f"'{name}'" for name in EMPTYING)
+        leaf = self._column(PARTITION) if self._leaf else "NULL"
         ((rows, last, reset, self._start),) = self._ask(
-            f"SELECT count(*), coalesce(max({number}), 0), coalesce(max({number}) FILTER ({op} = '{RESET}'), 1), "
-            f"coalesce(max({number}) FILTER ({op} IN ({emptying})), 0) FROM {self._item()}"
+            f"SELECT count(*), coalesce(max({number}), 0), coalesce(max({number}) FILTER ({op} = '{RESET}' AND {leaf} IS NULL), 1), "
+            f"coalesce(max({number}) FILTER ({op} IN ({emptying}) AND {leaf} IS NULL), 0) FROM {self._item()}"
+        )
+        self._ask(
+            f"CREATE TEMP TABLE emptied AS SELECT {leaf} AS leaf, max({number}) AS number FROM {self._item()} "
+            f"WHERE {op} IN ({emptying}) AND {leaf} IS NOT NULL GROUP BY ALL"
         )
         ((count, total),) = self._ask(f"SELECT count(*), coalesce(sum({number}), 0) FROM {self._item()} WHERE {number} >= {reset}")
         wanted = last - reset + 1 if rows else 0
@@ -112,6 +120,9 @@ class Replay:
             f"SELECT {self._column('number')} AS number, {fields} FROM {self._item()} "
             f"WHERE {self._column('number')} > {self._start} AND {self._column(column)} IS NOT NULL"
         )
+        if self._leaf:
+            of = f"struct_extract({self._column(column)}, {_literal(self._leaf)})"
+            rows += f" AND {self._column('number')} > coalesce((SELECT e.number FROM emptied e WHERE e.leaf = {of}), 0)"
         listed = ", ".join(f"t{number}" for number in range(len(pairs)))
         hashes = f"md5_number({encoded(len(self._keys))}) AS k, md5_number({encoded(len(pairs))}) AS h"
         return f"SELECT number, {hashes}, [{listed}] AS texts FROM (SELECT number, {texts} FROM ({rows}))"

@@ -48,7 +48,7 @@ class Rig:
         lsn = np.array([change[2] for change in made], np.uint64)
         messages: pa.BinaryArray = pa.array([change[3] for change in made], pa.binary())
         of = Transactions(lsn, lsn.astype(np.int64), lsn.astype(np.int64))
-        self.parked.keep(RawChanges(SMALL.id, lsn, relation, attnums, messages, of))
+        self.parked.keep(RawChanges(SMALL.id, lsn, relation, attnums, messages, np.ones(count, np.int64), of))
 
     def marker(self) -> Marker:
         return Marker("s", "1", 1, "slot", next(self.numbers), str(next(self.numbers)))

@@ -112,6 +112,10 @@ class _RawLayout:
     message: RelationMessage
     text: bytes
 
+    @property
+    def table(self) -> TableId:
+        return self.relation.table
+
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
@@ -129,6 +133,10 @@ class _Layout:
     """Columns the message does not have, because they were added later: the changes have their default."""
     leaf: int | None
     """Where ``tableoid`` is among the columns of a partitioned table: the message's OID is its value."""
+
+    @property
+    def table(self) -> TableId:
+        return self.relation.id
 
     @property
     def whole(self) -> bool:
@@ -223,7 +231,7 @@ class Decoder:
         self._open = False
         self._begun = np.zeros((0, 3), np.int64)
         """The transaction that is open, as ``kernels.scan_frames`` notes it; empty if none is."""
-        self._counted: Mapping[TableId, Counted] = {}
+        self._counted: Mapping[TableId, _Counted] = {}
 
     @property
     def open(self) -> bool:
@@ -346,23 +354,34 @@ def _corrupt(status: int, at: int, state: npt.NDArray[np.int64]) -> Corrupt:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class _Counted:
     """A table's changes that were seen last: the commit LSN of their transaction, and how many it made until then."""
 
     lsn: int = -1
     count: int = 0
 
-    def before(self, commit_lsn: Sequence[int] | npt.NDArray[np.uint64]) -> int:
+    def before(self, commit_lsn: npt.NDArray[np.uint64]) -> int:
         """How many changes the transaction of the first of these made before."""
-        return self.count if len(commit_lsn) and int(commit_lsn[0]) == self.lsn else 0
+        return self.count if int(commit_lsn[0]) == self.lsn else 0
 
-    def then(self, commit_lsn: npt.NDArray[np.uint64]) -> "Counted":
+    def then(self, commit_lsn: npt.NDArray[np.uint64]) -> "_Counted":
         """After these, which follow."""
-        if not len(commit_lsn):
-            return self
         last = int(commit_lsn[-1])
         here = len(commit_lsn) - int(np.searchsorted(commit_lsn, commit_lsn[-1]))
-        return Counted(last, here + (self.count if last == self.lsn else 0))
+        return _Counted(last, here + (self.count if last == self.lsn else 0))
+
+
+def places(commit_lsn: npt.NDArray[np.uint64], earlier: int) -> npt.NDArray[np.int64]:
+    """Of each entry its place, from 1, among those of its commit LSN, which stand together; ``earlier`` more of the first came before.
+
+    There is at least one.
+    """
+    n = len(commit_lsn)
+    starts = np.flatnonzero(np.concatenate([[True], commit_lsn[1:] != commit_lsn[:-1]]))
+    lengths = np.diff(np.append(starts, n))
+    out: npt.NDArray[np.int64] = np.arange(1, n + 1, dtype=np.int64) - np.repeat(starts, lengths)
+    out[: lengths[0]] += earlier
+    return out
 
 
 def _change_sets(
@@ -371,7 +390,7 @@ def _change_sets(
     log: _Log,
     state: npt.NDArray[np.int64],
     transactions: Transactions,
-    counted: dict[TableId, Counted],
+    counted: dict[TableId, _Counted],
 ) -> tuple[list[ChangeSet], list[RawChanges]]:
     """The noted changes as one ChangeSet (or RawChanges) a layout, in the order each first appears."""
     count = int(state[kernels.COUNT])
@@ -386,24 +405,37 @@ def _change_sets(
     edges = bounds.tolist()
     present = [(int(order[edges[g]]), g) for g in range(groups) if edges[g] < edges[g + 1]]
     present.sort()
+    of_table: dict[TableId, list[npt.NDArray[np.int32]]] = {}
+    for _, g in present:
+        of_table.setdefault(known.layouts[g].table, []).append(order[edges[g] : edges[g + 1]])
+    place = np.empty(count, np.int64)
+    for table, parts in of_table.items():
+        # Changes of several leaves, or under several shapes, are one table's.
+        rows = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
+        seen, lsn = counted.get(table, _Counted()), log.lsn[rows]
+        place[rows] = places(lsn, seen.before(lsn))
+        counted[table] = seen.then(lsn)
     for _, g in present:
         layout, rows = known.layouts[g], order[edges[g] : edges[g + 1]]
         if isinstance(layout, _RawLayout):
-            raw.append(_raw_changes(buffer, layout, log, rows, transactions))
+            raw.append(_raw_changes(buffer, layout, log, rows, place[rows], transactions))
             continue
         try:
             changes = _change_set(buffer, layout, log, rows, state)
         except ValueOutOfContract as error:
             error.table = str(layout.relation.id)
             raise
-        seen = counted.get(layout.relation.id, Counted())
-        counted[layout.relation.id] = seen.then(changes.commit_lsn)
-        decoded.append(replace(changes, transactions=transactions, earlier=seen.before(changes.commit_lsn)))
+        decoded.append(replace(changes, transactions=transactions, place=place[rows]))
     return decoded, raw
 
 
 def _raw_changes(
-    buffer: npt.NDArray[np.uint8], layout: _RawLayout, log: _Log, rows: npt.NDArray[np.int32], transactions: Transactions
+    buffer: npt.NDArray[np.uint8],
+    layout: _RawLayout,
+    log: _Log,
+    rows: npt.NDArray[np.int32],
+    place: npt.NDArray[np.int64],
+    transactions: Transactions,
 ) -> RawChanges:
     messages = []
     for row in rows.tolist():
@@ -413,7 +445,7 @@ def _raw_changes(
             # What the log frames begins behind the message's kind and OID.
             messages.append(buffer[int(log.body[row]) - 5 : int(log.end[row])].tobytes())
     relation = layout.relation
-    return RawChanges(relation.table, log.lsn[rows], layout.text, relation.attnums, pa.array(messages, pa.binary()), transactions)
+    return RawChanges(relation.table, log.lsn[rows], layout.text, relation.attnums, pa.array(messages, pa.binary()), place, transactions)
 
 
 def truncate_message(oid: int) -> bytes:
