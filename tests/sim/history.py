@@ -32,6 +32,8 @@ class Histories:
     def __init__(self, postgres: SimPostgres, lake: Lake) -> None:
         self.postgres = postgres
         self.lake = lake
+        self._published: dict[tuple[str, int], tuple[Transaction, list[Change]]] = {}
+        """Of a table and a transaction's ``id``, which stays its own as long as it is here."""
 
     def check(self, table: Table, mirror: Json, at: int, history: Json, history_at: int, what: str) -> list[Mapping[str, Any]]:
         """At these snapshots the history is its mirror's. Its rows."""
@@ -78,12 +80,16 @@ class Histories:
 
     def published(self, table: Table, transaction: Transaction) -> list[Change]:
         """A transaction's changes of the table, as far as they are sent."""
-        return [
-            change
-            for change in transaction.changes
-            if table in change.tables() and any(table.relation.oid in oids for oids in transaction.published.values())
-            if table.relation.identity != "none" or change.old is None
-        ]
+        known = self._published.get((table.name, id(transaction)))
+        if known is None:
+            sent = any(table.relation.oid in oids for oids in transaction.published.values())
+            changes = [
+                change
+                for change in transaction.changes
+                if sent and table in change.tables() and (table.relation.identity != "none" or change.old is None)
+            ]
+            known = self._published[table.name, id(transaction)] = (transaction, changes)
+        return known[1]
 
     def _is_in_the_log(self, table: Table, entry: Mapping[str, Any], transaction: Transaction, about: str) -> None:
         made = _UNIX + timedelta(microseconds=transaction.time_us)

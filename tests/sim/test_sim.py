@@ -29,7 +29,7 @@ def _sim(*arguments: str) -> Any:
 
 
 @pytest.mark.sim
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(7200)
 def test_every_schedule_holds_every_invariant(capsys: pytest.CaptureFixture[str]) -> None:
     document = _sim("--schedules", str(SCHEDULES), "--jobs", JOBS)
     if report := os.environ.get("ICELAKE_SIM_REPORT"):
@@ -58,7 +58,7 @@ def test_every_bug_can_be_planted(bug: Bug) -> None:
 
 
 @pytest.mark.sim
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(7200)
 def test_every_planted_bug_is_caught_and_the_control_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(BUGS) >= 20
     document = _sim("--bugs", "--jobs", JOBS)
