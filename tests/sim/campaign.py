@@ -3,6 +3,7 @@
 import gc
 import importlib
 import multiprocessing
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from itertools import islice
 from typing import Any
 
 CHUNK = 25
+TELL = 30.0
+"""Seconds from one word of how far it is to the next."""
 HEAVY = ("fastavro", "numba", "numpy", "orjson", "pyarrow.parquet", "pyroaring")
 
 
@@ -39,7 +42,10 @@ def campaign(first: int, count: int, jobs: int) -> dict[str, Any]:
     least = {"transactions": 1 << 30, "tables": 1 << 30, "faults": 1 << 30}
     totals: Counter[str] = Counter()
 
+    told = began
+
     def account(results: list[Any]) -> None:
+        nonlocal told
         for result in results:
             hits.update(result.hits)
             totals.update(schedules=1, faults=result.faults, processes=result.processes, steps=result.steps)
@@ -48,6 +54,9 @@ def campaign(first: int, count: int, jobs: int) -> dict[str, Any]:
                 failures.append({"seed": result.seed, "error": result.error})
             for name, value in least.items():
                 least[name] = min(value, getattr(result, name))
+        if time.monotonic() - told >= TELL:
+            told = time.monotonic()
+            print(f"{totals['schedules']} of {count} schedules, {len(failures)} failed, {told - began:.0f} s", file=sys.stderr, flush=True)
 
     if jobs <= 1:
         for chunk in _chunks(first, count):
