@@ -122,13 +122,16 @@ def test_an_interrupted_wait_does_not_mix_up_replies(tmp_path: Path) -> None:
             while not heard.wait(1.0):
                 os.kill(os.getpid(), signal.SIGINT)
 
-        finger = threading.Thread(target=press)
-        finger.start()
-        with pytest.raises(KeyboardInterrupt):
+        def stop() -> None:
             try:
                 supervisor.stop(((signal.SIGTERM, 8.0),))
             finally:
                 heard.set()
+
+        finger = threading.Thread(target=press)
+        finger.start()
+        with pytest.raises(KeyboardInterrupt):
+            stop()
         finger.join()
         assert supervisor.poll() is None
         assert supervisor.stop(((signal.SIGKILL, 10.0),)) == -signal.SIGKILL
