@@ -251,10 +251,11 @@ class Source(Protocol):
         """
         ...
 
-    def withdraw(self, publication: str) -> None:
+    def withdraw(self, publication: str) -> Mapping[TableId, str]:
         """Take every table out whose mark says ``unnamed``: its updates and deletes fail for its users as long as it is there.
 
-        Of a partitioned table, such leaves. Idempotent. Raises Refused if that is not allowed.
+        Of a partitioned table, such leaves. Which tables: '' if all of it is out, else what is in the way and what helps. Waits for
+        nobody, and may be called at any time.
         """
         ...
 

@@ -200,6 +200,17 @@ def test_says_that_nothing_names_the_rows_of_a_published_table_any_more(shop: Sh
             shop.sql("update a set v = v + 1")
 
 
+def test_a_publication_that_sends_more_is_refused(shop: Shop) -> None:
+    shop.sql("create table a (id int primary key)")
+    shop.source.publish("p", [shop.relation("public.a")])
+    shop.sql("alter publication p add tables in schema public")
+    with pytest.raises(Refused, match="all tables, or whole schemas"):
+        shop.source.published("p")
+    shop.sql("drop publication p; create publication p for all tables with (publish = 'insert, update, delete, truncate')")
+    with pytest.raises(Refused, match="all tables, or whole schemas"):
+        shop.source.published("p")
+
+
 def test_what_nothing_names_is_withdrawn(shop: Shop) -> None:
     """And nothing else: not the leaves that have a key, and not what only sends inserts."""
     shop.sql("create table a (id int primary key); create table b (id int primary key); create table log (line text)")
@@ -208,8 +219,14 @@ def test_what_nothing_names_is_withdrawn(shop: Shop) -> None:
     shop.source.append_only = frozenset({"public.log"})
     shop.source.publish("p", [shop.relation(f"public.{name}") for name in ("a", "b", "log", "r")])
     shop.sql("alter table a drop constraint a_pkey; alter table r2 replica identity nothing")
-    for _ in range(2):
-        shop.source.withdraw("p")
+    with psycopg.connect(shop.source.dsn) as builder:
+        builder.execute("create index on r2 (id)")
+        left = shop.source.withdraw("p")
+        assert left.keys() == {TableId("public", "a"), TableId("public", "r")}
+        assert left[TableId("public", "a")] == ""
+        assert "somebody works on the table" in left[TableId("public", "r")]
+    assert shop.source.withdraw("p") == {TableId("public", "r"): ""}
+    assert shop.source.withdraw("p") == {}
     with psycopg.connect(shop.source.dsn) as session:
         rows = session.execute("select tablename from pg_publication_tables where pubname like 'p%' order by 1").fetchall()
     assert rows == [("b",), ("log",), ("r1",)]

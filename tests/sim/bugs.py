@@ -468,13 +468,13 @@ _ALL = (
         "a table that lost what names its rows is refused: its users cannot change it because of us",
         (
             Patch(FOLLOWED, "    if now.unnamed:\n", "    if now is None:\n"),
-            Patch(APPLIER, "if Membership.parse(text).unnamed)", "if Membership.parse(text) is None)"),
+            Patch(APPLIER, "        unnamed = self._source.withdraw(publication)\n", "        unnamed: dict[TableId, str] = {}\n"),
         ),
     ),
     Bug(
         "lost identity stays published",
         "a table that nothing names is taken out of the publication: its users cannot change it because of us",
-        (Patch(APPLIER, "            self._source.withdraw(publication)\n", "            pass\n"),),
+        (Patch(APPLIER, "        unnamed = self._source.withdraw(publication)\n", "        unnamed: dict[TableId, str] = {}\n"),),
     ),
     Bug(
         "append-only TRUNCATE ignored",

@@ -737,9 +737,13 @@ class SimSource:
 
         return self._call("published", names)
 
-    def withdraw(self, publication: str) -> None:
-        # Asked right after ``published``, which has the faults.
-        self._world.postgres.publications[publication] -= self._world.postgres.unnamed
+    def withdraw(self, publication: str) -> Mapping[TableId, str]:
+        # Asked right after ``identify``, which has the faults.
+        postgres = self._world.postgres
+        unnamed = postgres.unnamed & postgres.publications.get(publication, frozenset())
+        if unnamed:
+            postgres.publications[publication] -= unnamed
+        return {table.relation.id: "" for table in postgres.tables.values() if table.relation.oid in unnamed}
 
     def slot(self, name: str) -> SlotState | None:
         def state() -> SlotState | None:

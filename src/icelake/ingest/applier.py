@@ -70,6 +70,8 @@ from icelake.tables.table import Table
 
 LEFT_OUT = "LEFT_OUT"
 """Code of a mirror that the project's ``exclude`` names."""
+TRY_AGAIN = 60.0
+"""Seconds after which it is tried again to take a table out of the publication."""
 CONFLICTS = 4
 """How often in a row a batch is begun again because someone else changed a mirror."""
 
@@ -182,8 +184,9 @@ class Applier:
         """``schema.name`` of a mirror -> its history, as far as the catalog has one, also one that is not kept any more."""
         self._troubles: dict[TableId, IcelakeError] = {}
         """Mirrors that must stop and are not parked yet."""
-        self._stuck: frozenset[TableId] = frozenset()
-        """Tables that nothing names and that we were not allowed to take out of the publication."""
+        self._left_in: Mapping[TableId, str] = {}
+        """Tables that nothing names and that could not be taken out of the publication: what is in the way."""
+        self._tried = 0.0
         self.refusals: Sequence[Refusal] = ()
         """Tables a pattern named that cannot be mirrored."""
         self.rebuilt_indexes: dict[TableId, str] = {}
@@ -230,6 +233,7 @@ class Applier:
             "histories": [
                 {"table": str(history), "of": mirror, **self._history_status(mirror)} for mirror, history in self._histories.items()
             ],
+            "left_in_publication": [{"table": str(table), "why": why} for table, why in self._left_in.items()],
             "refused": [{"table": f"{r.schema}.{r.name}", "code": r.code, "why": r.why} for r in self.refusals],
             "rebuilt_indexes": [{"table": str(table), "why": why} for table, why in self.rebuilt_indexes.items()],
         }
@@ -246,6 +250,10 @@ class Applier:
         Raises Fenced, Gap, ForeignChange, UnsupportedTable, Refused and what the ports raise.
         """
         publication = self._take_over()
+        self._check_server()
+        # Before anything that may be refused: meanwhile nobody could change such a table.
+        unnamed = self._source.withdraw(publication)
+        self._left_in, self._tried = {table: left for table, left in unnamed.items() if left}, self._clock.monotonic()
         switch = self._check_identity()
         first = self._control.marker is None
         if not first:
@@ -260,14 +268,13 @@ class Applier:
         elif any(relation.id not in mirrors for relation in relations):
             self._source.publish(publication, [relation for relation in relations if relation.id not in mirrors])
         members = self._source.published(publication)
-        if _unnamed(members):
-            self._withdraw(publication, members, mirrors)
+        self._park_unnamed(unnamed, members, mirrors)
         for table, loaded in mirrors.items():
             note = Parking.read(loaded.metadata["properties"])
             if note is not None:
                 self.parked[table] = self._open_parked(loaded, note)
                 trouble = self._troubles.get(table)
-                if trouble is not None and (trouble.code not in _GONE or note.code in _GONE):
+                if trouble is not None and not (_outweighs(trouble, note) or (note.replay and table in unnamed)):
                     del self._troubles[table]  # it is parked already, and keeps the reason it has
         for relation in relations:
             if relation.id not in self._troubles and relation.id not in self.parked:
@@ -284,19 +291,15 @@ class Applier:
         self._must_be_on(self._stream.timeline)
         self._last_commit = self._clock.monotonic() - self.settings.commit_interval
 
-    def _withdraw(self, publication: str, members: Mapping[TableId, str], mirrors: Mapping[TableId, LoadedTable]) -> None:
-        """Nobody's statements fail because we publish a table: it goes before it is parked, and what it does then is not kept."""
-        unnamed = _unnamed(members)
-        meanwhile = ""
-        try:
-            self._source.withdraw(publication)
-        except Refused as error:
-            meanwhile = f"{error.why}: {error.fix}"
-        self._stuck = unnamed if meanwhile else frozenset()
-        for table in unnamed.intersection(mirrors):
-            held = Membership.parse(mirrors[table].metadata["properties"][MEMBERSHIP])
-            moved = held.left(Membership.parse(members[table]))
-            self._troubles[table] = left_publication(table) if moved else identity_lost(table, meanwhile)
+    def _park_unnamed(self, unnamed: Mapping[TableId, str], members: Mapping[TableId, str], mirrors: Mapping[TableId, LoadedTable]) -> None:
+        """What ``withdraw`` said of mirrors is why they stop, unless there is a reason that weighs more."""
+        for table in unnamed.keys() & mirrors.keys():
+            before, now = Membership.parse(mirrors[table].metadata["properties"][MEMBERSHIP]), members.get(table)
+            if now is not None and not unnamed[table] and not before.left(Membership.parse(now)):
+                continue  # it only sends inserts, and had been put into the wrong publication
+            trouble = self._troubles.get(table)
+            if trouble is None or _can_be_replayed(trouble):
+                self._troubles[table] = identity_lost(table, unnamed[table])
 
     def _take_over(self) -> str:
         """Become the owner, from here on the only one who commits, and learn who the source is. The name of its publication."""
@@ -533,7 +536,8 @@ class Applier:
         """Refuse to go on if changes to a followed table may be missing from the stream. False: there is another to be withdrawn."""
         for followed in self.followed.values():
             followed.is_member(members.get(followed.id))
-        return _unnamed(members) <= self._stuck
+        unnamed = _unnamed(members)
+        return unnamed <= self._left_in.keys() and not (unnamed and self._clock.monotonic() >= self._tried + TRY_AGAIN)
 
     def _evolve(self, mirror: LoadedTable, relation: Relation, *, replacing: bool = False) -> LoadedTable:
         """The mirror with the schema its source has now."""
@@ -785,7 +789,7 @@ class Applier:
         mirrors: dict[TableId, LoadedTable] = {}
         for table, error in self._troubles.items():
             mirrors[table] = self._catalog.load(table)
-            replay = isinstance(error, UnsupportedTable | ValueOutOfContract) and error.code not in _HOLES
+            replay = _can_be_replayed(error)
             notes[table] = Parking(self.position, error.code, error.what, error.why, error.fix, mirrors[table].head, replay)
             if replay:
                 make_spool(table, self._control.source, self._catalog)
@@ -1311,12 +1315,21 @@ class Applier:
 
 _DOUBTED = frozenset({"TABLE_CHANGED_BY_OTHERS", "KEY_TWICE"})
 """Codes of mirrors that may hold a key twice."""
-_GONE = frozenset({LEFT_OUT, IS_PARTITION, "REPLICA_IDENTITY_LOST"})
+_GONE = frozenset({LEFT_OUT, IS_PARTITION})
 """Codes of mirrors that are not to be followed, whatever they were parked for before."""
 _FOLLOWED = frozenset({"TABLE_GREW", "LEAVES_CHANGED"})
 """Codes of what the start follows."""
 _HOLES = frozenset({"TABLE_REWRITTEN", "TABLE_REPLACED", "REPLICA_IDENTITY_LOST", IS_PARTITION})
 """Codes that say that changes are missing from the stream: there is nothing to replay."""
+
+
+def _can_be_replayed(error: IcelakeError) -> bool:
+    """Whether every change after what stopped a mirror is in the stream, so that keeping them helps."""
+    return isinstance(error, UnsupportedTable | ValueOutOfContract) and error.code not in _HOLES
+
+
+def _outweighs(trouble: IcelakeError, note: Parking) -> bool:
+    return trouble.code in _GONE and note.code not in _GONE
 
 
 def _unnamed(members: Mapping[TableId, str]) -> frozenset[TableId]:

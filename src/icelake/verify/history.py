@@ -116,13 +116,13 @@ class Replay:
         """SQL: number, k and h of the rows that a column holds of these pairs; h is that of the whole row only if these are all."""
         fields = ", ".join(f"struct_extract({self._column(column)}, {_literal(pair.name)}) AS l{pair.place}" for pair in pairs)
         texts = ", ".join(f"{pair.form.lake(f'l{pair.place}')} AS t{number}" for number, pair in enumerate(pairs))
+        number, of = self._column("number"), f"struct_extract({self._column(column)}, {_literal(self._leaf)})"
         rows = (
-            f"SELECT {self._column('number')} AS number, {fields} FROM {self._item()} "
-            f"WHERE {self._column('number')} > {self._start} AND {self._column(column)} IS NOT NULL"
+            f"SELECT {number} AS number, {fields} FROM {self._item()} "
+            + (f"LEFT JOIN emptied ON emptied.leaf = {of} " if self._leaf else "")
+            + f"WHERE {number} > {self._start} AND {self._column(column)} IS NOT NULL"
+            + (f" AND {number} > coalesce(emptied.number, 0)" if self._leaf else "")
         )
-        if self._leaf:
-            of = f"struct_extract({self._column(column)}, {_literal(self._leaf)})"
-            rows += f" AND {self._column('number')} > coalesce((SELECT e.number FROM emptied e WHERE e.leaf = {of}), 0)"
         listed = ", ".join(f"t{number}" for number in range(len(pairs)))
         hashes = f"md5_number({encoded(len(self._keys))}) AS k, md5_number({encoded(len(pairs))}) AS h"
         return f"SELECT number, {hashes}, [{listed}] AS texts FROM (SELECT number, {texts} FROM ({rows}))"

@@ -192,34 +192,40 @@ class PostgresSource:
                 found = {**(there or {}), **found}
             return {**found, **_roots(server, list(_publications(publication)))}
 
-    def withdraw(self, publication: str) -> None:
-        """See ``ports.Source.withdraw``. Raises Refused NOT_PUBLICATION_OWNER."""
+    def withdraw(self, publication: str) -> Mapping[TableId, str]:
+        out: dict[TableId, str] = {}
         with session(self.dsn, "cannot take tables out of the publication") as server:
-            while unnamed := run(
+            unnamed = run(
                 server,
                 f"""
-                select n.nspname, c.relname
+                select rn.nspname, root.relname, n.nspname, c.relname
                 from pg_catalog.pg_publication p
                 join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
                 join pg_catalog.pg_class c on c.oid = r.prrelid
                 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                where p.pubname = %s and p.pubupdate and {_UNNAMED}""",
+                join pg_catalog.pg_class root on root.oid = coalesce(pg_catalog.pg_partition_root(c.oid), c.oid)
+                join pg_catalog.pg_namespace rn on rn.oid = root.relnamespace
+                where p.pubname = %s and p.pubupdate and {_UNNAMED} order by c.oid""",
                 [publication],
-            ):
-                tables = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*map(str, row))) for row in unnamed)
-                statement = sql.SQL("ALTER PUBLICATION {} DROP TABLE {}").format(sql.Identifier(publication), tables)
+            )
+            for namespace, name, *itself in unnamed:
+                table = TableId(str(namespace), str(name))
+                item = sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {}")
+                statement = item.format(sql.Identifier(publication), sql.Identifier(*map(str, itself)))
+                left = ""
                 try:
-                    run(server, statement)
+                    # Its owner may be building an index, whose end would wait for us.
+                    with server.transaction():
+                        server.execute("SET LOCAL lock_timeout = '100ms'")
+                        server.execute(statement)
                 except (psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):
-                    continue  # someone took one out, or dropped it, just now
-                except psycopg.errors.InsufficientPrivilege as error:
-                    text = statement.as_string(server)
-                    raise Refused(
-                        "NOT_PUBLICATION_OWNER",
-                        f"tables cannot be taken out of publication {publication}",
-                        f"{error.diag.message_primary}: their users cannot update or delete rows until then",
-                        f"have the owner run: {text};",
-                    ) from None
+                    pass  # someone took it out, or dropped it, just now
+                except psycopg.errors.LockNotAvailable:
+                    left = "somebody works on the table: it is taken out of the publication when that is over"
+                except psycopg.errors.InsufficientPrivilege:
+                    left = f"meanwhile have the publication's owner run: {statement.as_string(server)};"
+                out[table] = out.get(table) or left
+        return out
 
     # ---------------------------------------------------------------------------------------------------------------- slot
 
@@ -615,10 +621,15 @@ def published(server: Connection, publication: str, operations: str) -> dict[Tab
 
     Raises Refused if it does not send exactly these operations, or not whole.
     """
+    # TABLES IN SCHEMA came with PostgreSQL 15.
+    schemas = "false"
+    if server.info.server_version >= 150000:
+        schemas = "exists (select from pg_catalog.pg_publication_namespace s where s.pnpubid = p.oid)"
     found = run(
         server,
-        """
-        select concat_ws(', ', case when p.pubinsert then 'insert' end, case when p.pubupdate then 'update' end,
+        f"""
+        select p.puballtables or {schemas},
+               concat_ws(', ', case when p.pubinsert then 'insert' end, case when p.pubupdate then 'update' end,
                                case when p.pubdelete then 'delete' end, case when p.pubtruncate then 'truncate' end), p.pubviaroot,
                coalesce(to_jsonb(p) ->> 'pubgencols', 'n') <> 'n',
                exists (select from pg_catalog.pg_publication_rel r where r.prpubid = p.oid
@@ -628,10 +639,11 @@ def published(server: Connection, publication: str, operations: str) -> dict[Tab
     )
     if not found:
         return None
-    publishes, via_root, generated, filtered = found[0]
+    more, publishes, via_root, generated, filtered = found[0]
     wrong = [
         text
         for is_so, text in (
+            (more, "it publishes all tables, or whole schemas"),
             (publishes != operations, f"it does not publish {operations}, but {publishes or 'nothing'}"),
             (via_root, "publish_via_partition_root is on"),
             (generated, "it publishes generated columns"),
