@@ -291,3 +291,18 @@ def test_a_partition_is_emptied_and_its_table_is_not(shop: Shop, identity: str) 
     assert shop.lake("select count(*) from sales") == [(3,)]
     assert shop.resume("sales", reload=True)["refused"] == []
     shop.equal("sales_history")
+
+
+def test_what_left_no_trace_while_it_was_off_is_not_passed_over(shop: Shop) -> None:
+    """The mirror is as it was, but the history does not go on as if nothing had been."""
+    shop.sql("create table t (id int primary key)", "create table other (id int primary key)", "insert into t values (1)")
+    on = '[tables."public.t"]\nhistory = true\n'
+    shop.project(on)
+    shop.sync()
+    shop.project("")
+    shop.sql("insert into t values (2)", "delete from t where id = 2", "insert into other values (1)")
+    shop.sync()
+    shop.project(on)
+    shop.sync()
+    assert shop.ops("t_history") == ["load", "reset", "load"]
+    shop.equal("t_history")

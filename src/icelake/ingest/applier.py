@@ -31,7 +31,7 @@ from icelake.errors import (
 from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
 from icelake.ingest.followed import Followed, Keyed, check_member, follow, identity_lost, left_publication, with_history
-from icelake.ingest.history import History, in_step, load_or_create
+from icelake.ingest.history import History, in_step, load_or_create, stopped
 from icelake.ingest.mend import Mending
 from icelake.ingest.parked import Parked, PastLimit, make_spool, note_change, replay
 from icelake.ingest.upkeep import plan_expiry
@@ -644,6 +644,9 @@ class Applier:
         followed.is_member(member)
         if self._wants_history(relation):
             followed.history = self._history(table, loaded)
+        elif (known := self._histories.get(str(relation.id))) is not None:
+            # Before the first change that it is not told.
+            self._reshaped(self._catalog.load(known), stopped)
         return followed
 
     def _open(self, mirror: LoadedTable) -> Table:

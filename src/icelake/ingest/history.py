@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from icelake.errors import AlreadyExists, NoSuchTable, UnsupportedTable
 from icelake.model import history as model
-from icelake.model.history import HISTORY, HISTORY_OF, PARTITION, HistoryNote, history_of, mirror_of
+from icelake.model.history import HISTORY, HISTORY_OF, PARTITION, STOPPED, HistoryNote, history_of, mirror_of
 from icelake.model.marker import SOURCE, Marker
 from icelake.model.relation import TableId
-from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Catalog, ChangeSet, LoadedTable, TableChange, arrow_schema
+from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Catalog, ChangeSet, Json, LoadedTable, TableChange, arrow_schema
 from icelake.tables.history import history_properties, history_schema
 from icelake.tables.rewrite import choose, rewrite
 from icelake.tables.table import Delta, Table, one_batch
@@ -213,6 +213,14 @@ def in_step(history: LoadedTable, mirror: LoadedTable) -> bool:
             return False
         at = snapshot.get("parent-snapshot-id")
     return True
+
+
+def stopped(metadata: Json) -> list[Json]:
+    """The updates (REST specification, TableUpdate) of a history that is not kept from here on; none if it is not already."""
+    note = HistoryNote.read(metadata["properties"])
+    if note.mirror == STOPPED:
+        return []
+    return [{"action": "set-properties", "updates": {HISTORY: HistoryNote(STOPPED, note.last, note.since).dump()}}]
 
 
 def load_or_create(catalog: Catalog, mirror: LoadedTable, source: str, lsn: int) -> LoadedTable:

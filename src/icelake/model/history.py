@@ -31,6 +31,8 @@ the lake to be read again."""
 RESET: Final = "reset"
 """Every row left the lake, or nothing before this is to be relied on: the rows there are come after it."""
 EMPTYING: Final = (TRUNCATE, RESET)
+STOPPED: Final = -1
+"""Instead of a snapshot of the mirror: changes were taken that are not told, also if they left no trace in the mirror."""
 PARTITION: Final = "partition"
 """The column that only the history of a partitioned table has."""
 
@@ -58,7 +60,7 @@ class HistoryNote:
     """What a history says of itself, written with every commit of it."""
 
     mirror: int | None
-    """The mirror's snapshot whose rows a replay gives; None: the mirror before its first snapshot."""
+    """The mirror's snapshot whose rows a replay gives; None: the mirror before its first snapshot; ``STOPPED``: none."""
     last: int
     """The number of the last row."""
     since: int
