@@ -4,7 +4,7 @@ Bulk data is Arrow. Anything here may raise the errors of ``icelake.errors``; ``
 a caller may meet at any call and must survive.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,8 +98,8 @@ class ChangeSet:
     is ``unchanged``."""
     transactions: Transactions | None = None
     """Those of the changes, and perhaps others; None: not known."""
-    place: npt.NDArray[np.int64] | None = None
-    """Of each its place among its transaction's changes of this table, from 1: the same whenever it is sent. None: not known."""
+    place: Callable[[], npt.NDArray[np.int64]] | None = None
+    """Gives of each its place among its transaction's changes of this table, from 1: the same whenever it is sent. None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class RawChanges:
     messages: pa.BinaryArray
     """Insert, Update, Delete and Truncate messages, whole; a Truncate names this table alone."""
     place: npt.NDArray[np.int64]
-    """As ``ChangeSet.place``."""
+    """What ``ChangeSet.place`` gives."""
     transactions: Transactions
     """Those of the changes, and perhaps others."""
 

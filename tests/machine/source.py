@@ -360,22 +360,23 @@ class Source:
         value: str = draw(st.sampled_from(beyond)) if chance == 9 and beyond else draw(column.kind.values)
         return column.within.format(value, column.kind.sql)
 
-    def insert(self, draw: Draw, table: Table) -> str:
+    def insert(self, draw: Draw, table: Table, into: str = "") -> str:
+        """``into``: a partition of it."""
         rows = []
         for _ in range(draw(st.integers(1, 4))):
             values = [self.value(draw, table, column) for column in table.columns]
             rows += [f"({', '.join(values)})"] * draw(st.sampled_from([1, 1, 1, 2] if table.key else [1, 2, 3]))
         names = ", ".join(column.q for column in table.columns)
-        return f"insert into {table.q} ({names}) values {', '.join(rows)} on conflict do nothing"
+        return f"insert into {into or table.q} ({names}) values {', '.join(rows)} on conflict do nothing"
 
-    def some(self, draw: Draw, table: Table) -> str:
-        """A condition that holds for some rows, whatever the table holds."""
+    def some(self, draw: Draw, table: str) -> str:
+        """A condition that holds for some rows, whatever the table (quoted) holds."""
         if draw(st.integers(0, 9)) == 0:
             return "true"
         skip, count = draw(st.integers(0, 40)), draw(st.integers(1, 4))
         return (
-            f"ctid = any(array(select ctid from {table.q} order by ctid "
-            f"offset {skip} % (select greatest(count(*), 1) from {table.q}) limit {count}))"
+            f"ctid = any(array(select ctid from {table} order by ctid "
+            f"offset {skip} % (select greatest(count(*), 1) from {table}) limit {count}))"
         )
 
     def update(self, draw: Draw, table: Table, *, key: bool = False) -> str:
@@ -387,10 +388,10 @@ class Source:
         for at in chosen:
             column = among[at]
             parts.append(f"{column.q} = {column.q if draw(st.integers(0, 5)) == 0 else self.value(draw, table, column)}")
-        return f"update {table.q} set {', '.join(parts)} where {self.some(draw, table)}"
+        return f"update {table.q} set {', '.join(parts)} where {self.some(draw, table.q)}"
 
     def delete(self, draw: Draw, table: Table) -> str:
-        return f"delete from {table.q} where {self.some(draw, table)}"
+        return f"delete from {table.q} where {self.some(draw, table.q)}"
 
     def truncate(self, draw: Draw, tables: Sequence[Table]) -> str:
         for table in tables:

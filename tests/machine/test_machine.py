@@ -222,7 +222,7 @@ class Machine(RuleBasedStateMachine):
             case "round":
                 source.run(detach)
                 if data.draw(st.booleans()):
-                    source.run(f"delete from {leaf} where {source.some(data.draw, table)}".replace(f"from {table.q}", f"from {leaf}"))
+                    source.run(f"delete from {leaf} where {source.some(data.draw, leaf)}")
                 source.run(attach)
             case "detach":
                 source.run(detach)
@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
             case "attach":
                 part.attached = source.attempt(attach)
             case "fill":
-                source.attempt(source.insert(data.draw, table).replace(f"insert into {table.q}", f"insert into {leaf}"))
+                source.attempt(source.insert(data.draw, table, into=leaf))
             case "drop":
                 source.run(f"drop table {leaf}")
                 part.attached = part.there = False
@@ -369,7 +369,7 @@ class Machine(RuleBasedStateMachine):
             table.excuse("VALUE_OUT_OF_CONTRACT")
             table.must_reload = True
             value = data.draw(st.sampled_from(column.kind.beyond))
-            self.source.attempt(f"update {table.q} set {column.q} = {value} where {self.source.some(data.draw, table)}")
+            self.source.attempt(f"update {table.q} set {column.q} = {value} where {self.source.some(data.draw, table.q)}")
             lake.steps(count)
             self.source.run(f"update {table.q} set {column.q} = {column.kind.sample}")
 

@@ -576,7 +576,7 @@ _ALL = (
     Bug(
         "places counted anew in each chunk",
         "a change's place is that among all of its transaction's",
-        (Patch(PGOUTPUT, "places(lsn, seen.before(lsn))", "places(lsn, 0)"),),
+        (Patch(PGOUTPUT, "places(lsn, self._seen.before(lsn))", "places(lsn, 0)"),),
     ),
     Bug(
         "history goes on after a gap",

@@ -536,7 +536,7 @@ class Applier:
         """Refuse to go on if changes to a followed table may be missing from the stream. False: there is another to be withdrawn."""
         for followed in self.followed.values():
             followed.is_member(members.get(followed.id))
-        unnamed = _unnamed(members)
+        unnamed = {table for table in members.keys() - self.followed.keys() if Membership.parse(members[table]).unnamed}
         return unnamed <= self._left_in.keys() and not (unnamed and self._clock.monotonic() >= self._tried + TRY_AGAIN)
 
     def _evolve(self, mirror: LoadedTable, relation: Relation, *, replacing: bool = False) -> LoadedTable:
@@ -1333,11 +1333,6 @@ def _can_be_replayed(error: IcelakeError) -> bool:
 
 def _outweighs(trouble: IcelakeError, note: Parking) -> bool:
     return trouble.code in _GONE and note.code not in _GONE
-
-
-def _unnamed(members: Mapping[TableId, str]) -> frozenset[TableId]:
-    """Tables whose updates and deletes PostgreSQL refuses because they are published."""
-    return frozenset(table for table, text in members.items() if Membership.parse(text).unnamed)
 
 
 def _heads(followed: Followed, parts: Sequence[TableChange]) -> dict[str, int]:

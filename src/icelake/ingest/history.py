@@ -61,7 +61,7 @@ class History:
         row = np.where(has_new, np.cumsum(has_new) - 1, -1)
         old = changes.old if changes.old is not None else changes.old_key
         xid = time = None
-        seq = changes.place[which] if changes.place is not None else None
+        seq = changes.place()[which] if changes.place is not None else None
         if (of := changes.transactions) is not None:
             at = np.searchsorted(of.commit_lsn, changes.commit_lsn[which])
             xid, time = of.xid[at], of.commit_time[at]
@@ -97,7 +97,7 @@ class History:
             nothing if old is None else every,
             rows,
             nothing if rows is None else every,
-            pa.array([leaf] * n, pa.int64()),
+            None if leaf is None else pa.array([leaf]),
         )
 
     def _add(
@@ -115,7 +115,7 @@ class History:
     ) -> None:
         """``old_at`` and ``new_at``: for each row of the history which row of ``old`` and ``new`` it has, -1 for none.
 
-        ``leaf``: the OID of the leaf whose rows went, null for none; not looked at if the table is not partitioned.
+        ``leaf``: for each the OID of the leaf whose rows went, null for none.
         """
         n, last = len(commit_lsn), self._next.last
         if not n:
@@ -133,7 +133,7 @@ class History:
             "commit_time": longs(time).cast(pa.timestamp("us", "UTC")),
         }
         if PARTITION in self._schema.names:
-            columns[PARTITION] = leaf
+            columns[PARTITION] = pa.nulls(n, pa.int64()) if leaf is None else leaf
         for name, batch, at in (("old_key", old, old_at), ("row", new, new_at)):
             if name in self._schema.names:
                 columns[name] = _structs(batch, at, self._schema.field(name).type)

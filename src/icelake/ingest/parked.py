@@ -13,6 +13,7 @@ the lowest to the highest. Merging takes neighbours only and keeps that, and a r
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -271,7 +272,7 @@ def replay(kept: Kept, held: Relation) -> Sequence[ChangeSet]:
 
     relations = [kept.relation] * len(kept.messages)
     chunk = Decoder(as_sent).decode(replayed(kept.commit_lsn, kept.commit_time, kept.xid, relations, kept.messages))
-    return [replace(_renamed(changes, held), place=np.array(kept.seq, np.int64)) for changes in chunk.changes]
+    return [replace(_renamed(changes, held), place=partial(np.array, kept.seq, np.int64)) for changes in chunk.changes]
 
 
 def _renamed(changes: ChangeSet, held: Relation) -> ChangeSet:

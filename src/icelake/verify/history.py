@@ -102,10 +102,11 @@ class Replay:
             f"SELECT count(*), coalesce(max({number}), 0), coalesce(max({number}) FILTER ({op} = '{RESET}' AND {leaf} IS NULL), 1), "
             f"coalesce(max({number}) FILTER ({op} IN ({emptying}) AND {leaf} IS NULL), 0) FROM {self._item()}"
         )
-        self._ask(
-            f"CREATE TEMP TABLE emptied AS SELECT {leaf} AS leaf, max({number}) AS number FROM {self._item()} "
-            f"WHERE {op} IN ({emptying}) AND {leaf} IS NOT NULL GROUP BY ALL"
-        )
+        if self._leaf:
+            self._ask(
+                f"CREATE TEMP TABLE emptied AS SELECT {leaf} AS leaf, max({number}) AS number FROM {self._item()} "
+                f"WHERE {op} IN ({emptying}) AND {leaf} IS NOT NULL GROUP BY ALL"
+            )
         ((count, total),) = self._ask(f"SELECT count(*), coalesce(sum({number}), 0) FROM {self._item()} WHERE {number} >= {reset}")
         wanted = last - reset + 1 if rows else 0
         if (count, int(total)) != (wanted, (reset + last) * wanted // 2):

@@ -125,7 +125,7 @@ class Rig:
                 batch(SHAPE, [old or nothing for *_, old, _ in changes]).select(["id"]),
                 {"big": unchanged} if unchanged.any() else {},
                 transactions=Transactions(of, of.astype(np.int64) + 7, of.astype(np.int64) * 1_000_000),
-                place=places(lsn, 0),
+                place=lambda: places(lsn, 0),
             )
         )
 

@@ -9,6 +9,7 @@ Source: PostgreSQL documentation 54.9, Logical Replication Message Formats; repl
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
@@ -371,6 +372,32 @@ class _Counted:
         return _Counted(last, here + (self.count if last == self.lsn else 0))
 
 
+class _Places:
+    """Of one table's changes of a chunk the places, worked out when they are asked for: most tables have no history."""
+
+    def __init__(self, parts: Sequence[npt.NDArray[np.int32]], lsn: npt.NDArray[np.uint64], seen: _Counted) -> None:
+        """``parts``: the changes (as rows of the log) of each leaf, or under each shape; together they are the table's."""
+        self._parts = parts
+        self._lsn = lsn
+        self._seen = seen
+
+    @cached_property
+    def _rows(self) -> npt.NDArray[np.int32]:
+        return self._parts[0] if len(self._parts) == 1 else np.sort(np.concatenate(self._parts))
+
+    @cached_property
+    def _places(self) -> npt.NDArray[np.int64]:
+        lsn = self._lsn[self._rows]
+        return places(lsn, self._seen.before(lsn))
+
+    def of(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Of one of the parts."""
+        return self._places if len(self._parts) == 1 else self._places[np.searchsorted(self._rows, rows)]
+
+    def counted(self) -> _Counted:
+        return self._seen.then(self._lsn[self._rows])
+
+
 def places(commit_lsn: npt.NDArray[np.uint64], earlier: int) -> npt.NDArray[np.int64]:
     """Of each entry its place, from 1, among those of its commit LSN, which stand together; ``earlier`` more of the first came before.
 
@@ -408,24 +435,20 @@ def _change_sets(
     of_table: dict[TableId, list[npt.NDArray[np.int32]]] = {}
     for _, g in present:
         of_table.setdefault(known.layouts[g].table, []).append(order[edges[g] : edges[g + 1]])
-    place = np.empty(count, np.int64)
-    for table, parts in of_table.items():
-        # Changes of several leaves, or under several shapes, are one table's.
-        rows = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
-        seen, lsn = counted.get(table, _Counted()), log.lsn[rows]
-        place[rows] = places(lsn, seen.before(lsn))
-        counted[table] = seen.then(lsn)
+    place = {table: _Places(parts, log.lsn[:count], counted.get(table, _Counted())) for table, parts in of_table.items()}
+    if state[kernels.OPEN]:
+        counted |= {table: of.counted() for table, of in place.items()}
     for _, g in present:
         layout, rows = known.layouts[g], order[edges[g] : edges[g + 1]]
         if isinstance(layout, _RawLayout):
-            raw.append(_raw_changes(buffer, layout, log, rows, place[rows], transactions))
+            raw.append(_raw_changes(buffer, layout, log, rows, place[layout.table].of(rows), transactions))
             continue
         try:
             changes = _change_set(buffer, layout, log, rows, state)
         except ValueOutOfContract as error:
             error.table = str(layout.relation.id)
             raise
-        decoded.append(replace(changes, transactions=transactions, place=place[rows]))
+        decoded.append(replace(changes, transactions=transactions, place=partial(place[layout.table].of, rows)))
     return decoded, raw
 
 
