@@ -1022,9 +1022,14 @@ class Applier:
         return Progress("wait", position=self.position)
 
     def _take(self, stream: Stream, before: int | None = None) -> bool:
-        """Apply what is there to the running batch; whether anything was."""
+        """Apply what is there to the running batch; whether anything was.
+
+        What arrives meanwhile is of the next batch, or a source that never rests would keep this one open for ever, in ever smaller
+        pieces. Only where a whole chunk waits, the applier is behind, and a batch may have as many as fit and as an interval sees.
+        """
         taken = False
-        while before is not None or self._batch.bytes < self.settings.batch_bytes or self._batch.mid:
+        until = self._clock.monotonic() + self.settings.commit_interval
+        while not taken or before is not None or self._batch.mid or self._behind(stream, until):
             chunk = stream.take(before=before, max_bytes=self.settings.chunk_bytes)
             if chunk is None:
                 break
@@ -1046,6 +1051,11 @@ class Applier:
             self._batch.open = taken = True
             self._batch.mid = chunk.open
         return taken
+
+    def _behind(self, stream: Stream, until: float) -> bool:
+        """Whether more than a chunk waits, and the batch has room and time for it."""
+        waits = stream.buffered >= self.settings.chunk_bytes
+        return waits and self._batch.bytes < self.settings.batch_bytes and self._clock.monotonic() < until
 
     def _take_and_commit(self, stream: Stream) -> Progress:
         taken = self._take(stream)

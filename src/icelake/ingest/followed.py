@@ -65,6 +65,8 @@ class Followed(ABC):
         self.changes = 0
         self.membership = Membership.parse(table.metadata["properties"][MEMBERSHIP])
         self._next_membership = self.membership
+        self._emptied: set[tuple[int, int]] = set()
+        """(leaf, file) of the running batch: the file has no row of the leaf any more."""
         self.history: History | None = None
         """In step with the table, if one is kept: whatever is done to rows here is told there."""
 
@@ -90,7 +92,11 @@ class Followed(ABC):
         """Every row of a leaf goes, those of the running batch too."""
         delta = self._begin()
         names = [column.name for column in self.relation.columns if column.attnum == TABLEOID or column.name in self._naming]
-        for no in [*self.table.files_with(leaf), *delta.files]:
+        for no in [*self.table.files_with(leaf), *delta.files_with(leaf)]:
+            # A file never gains rows: once is enough, however often a batch has the leaf truncated.
+            if (leaf, no) in self._emptied:
+                continue
+            self._emptied.add((leaf, no))
             if no in self.table.files:
                 positions, stored = self.table.live_rows(no, names)
             else:
@@ -238,6 +244,7 @@ class Followed(ABC):
     def _begin(self) -> Delta:
         if self.delta is None:
             self.delta = self.table.delta()
+            self._emptied.clear()
         return self.delta
 
     def _end(self) -> None:

@@ -223,7 +223,7 @@ class Table:
                 first_row_id=record["first_row_id"] if self.has_lineage else -1,
                 sequence_number=entry["sequence_number"],
                 partition=partition,
-                leaves=self._leaves(record),
+                leaves=self.leaves_of(record),
             )
             size = file.size
         else:
@@ -316,7 +316,7 @@ class Table:
         low, high = leaf, leaf if last is None else last
         return [no for no, file in self.files.items() if file.leaves is None or (file.leaves[0] <= high and low <= file.leaves[1])]
 
-    def _leaves(self, record: Record) -> tuple[int, int] | None:
+    def leaves_of(self, record: Record) -> tuple[int, int] | None:
         ident = next((self.fields.ids[column.name] for column in self.relation.columns if column.attnum == TABLEOID), None)
         if ident is None:
             return None
@@ -477,10 +477,10 @@ class Delta:
     def is_empty(self) -> bool:
         return not (self._pending or self._deletes or self._removed)
 
-    @property
-    def files(self) -> Sequence[int]:
-        """Numbers of the data files this delta wrote."""
-        return list(self._pending)
+    def files_with(self, leaf: int) -> list[int]:
+        """Numbers of the data files this delta wrote that may hold rows of a leaf (``Relation.partitioned``)."""
+        spans = ((no, self.table.leaves_of(pending.record)) for no, pending in self._pending.items())
+        return [no for no, span in spans if span is None or span[0] <= leaf <= span[1]]
 
     def file(self, no: int) -> tuple[str, int]:
         """(path, rows) of a data file this delta wrote."""
@@ -682,7 +682,7 @@ class Delta:
                     first_row_id=row_ids[file.no],
                     sequence_number=sequence,
                     partition=file.partition,
-                    leaves=table._leaves(file.record),
+                    leaves=table.leaves_of(file.record),
                 )
             )
         by_number = {file.no: file for file in outcome.files}
