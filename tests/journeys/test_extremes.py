@@ -4,11 +4,7 @@ import hashlib
 from typing import Any
 
 import psycopg
-import pytest
 
-from icelake.lakehouse import Lakehouse
-from icelake.ports import Chunk
-from icelake.sources.postgres.stream import PgStream
 from tests.journeys.conftest import Shell
 
 
@@ -136,31 +132,3 @@ def test_tables_that_are_not_in_the_log_are_left_out_with_a_word(shell: Shell) -
         # Whoever uses them is not in the way of anything.
         session.execute("update fleeting set id = 2; update scratch set id = 2")
         equal(shell)
-
-
-def test_a_source_that_never_rests_does_not_keep_a_batch_open(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    shell.sql("create table busy (id int generated always as identity primary key); insert into busy default values")
-    mirrored(shell, "public.busy")
-    shell.sql("insert into busy default values")
-    real, takes, sizes = PgStream.take, 0, []
-
-    def take(stream: PgStream, **limits: Any) -> Chunk | None:
-        """The next transaction is here before the last ones are applied."""
-        nonlocal takes
-        takes += 1
-        assert takes < 100, "the batch has no end"
-        chunk = real(stream, **limits)
-        if chunk is not None:
-            sizes.append(chunk.transactions)
-            shell.sql("insert into busy default values")
-            while not stream._transactions:
-                stream.wait(0.05)
-        return chunk
-
-    monkeypatch.setattr(PgStream, "take", take)
-    monkeypatch.setenv("SHOP_DSN", shell.dsn)
-    with Lakehouse.open(shell.folder) as lakehouse:
-        lakehouse.sync()
-    assert sizes
-    monkeypatch.undo()
-    equal(shell)

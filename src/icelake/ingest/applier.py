@@ -995,6 +995,9 @@ class Applier:
         self._hold = None
         if not self._batch.open and (wish := self._desk.resume_wanted()) is not None:
             return self._resume(wish)
+        if not self._batch.open and self._commits >= self.settings.upkeep_commits:
+            self._commits = 0
+            return self._expire()
         due = self._last_commit + self.settings.commit_interval
         if self._turn_to_load:
             loading = next((followed for followed in self.followed.values() if not followed.load.complete), None)
@@ -1011,9 +1014,6 @@ class Applier:
         elif not self._turn_to_load and any(not followed.load.complete for followed in self.followed.values()):
             self._turn_to_load = True
             return Progress("wait", position=self.position)
-        if self._commits >= self.settings.upkeep_commits:
-            self._commits = 0
-            return self._expire()
         wait = max(0.0, min(timeout, due - self._clock.monotonic())) if stream.buffered or self._batch.open else timeout
         if self._wanted_position() > stream.server_lsn:
             stream.ask()
