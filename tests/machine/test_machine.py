@@ -254,7 +254,8 @@ class Machine(RuleBasedStateMachine):
             statement = f"alter table {table.q} add column {column.q} {kind.sql}"
             if constant is not None:
                 table.constants = True
-                statement += f" default {constant}"
+                # In parentheses: a COLLATE of its own would be taken for a second one of the column.
+                statement += f" default ({constant})"
                 if data.draw(st.booleans()):
                     statement += " not null"
                 # Iceberg has no form for some constants, and no defaults at all before version 3: then it must be loud.

@@ -87,7 +87,9 @@ def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
         compression="zstd",
         compression_level=1,
         use_dictionary=_repetitive(leaves, table.num_rows),
-        write_statistics=[leaf.path for leaf in leaves if not leaf.repeated and _longest(leaf.values) < _STATISTICS_LENGTH],
+        write_statistics=[
+            leaf.path for leaf in leaves if not leaf.repeated and leaf.ordered and _longest(leaf.values) < _STATISTICS_LENGTH
+        ],
         store_decimal_as_integer=True,
         store_schema=False,
     )
@@ -110,8 +112,8 @@ def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
         values.append({"key": ident, "value": table.num_rows})
         nulls.append({"key": ident, "value": column.null_count})
         if kind in ("float", "double"):
-            nans.append({"key": ident, "value": _nans(column)})
-        lower, upper = bounds(column, kind)
+            nans.append({"key": ident, "value": leaf.nans})
+        lower, upper = bounds(column, kind) if leaf.ordered else (None, None)
         if lower is not None:
             lowers.append({"key": ident, "value": lower})
         if upper is not None:
@@ -142,6 +144,13 @@ class _Leaf:
     repeated: bool = False
     type: str = ""
     values: Any = None
+    nans: int = 0
+
+    @property
+    def ordered(self) -> bool:
+        """Whether bounds say something of every value. Those of a column with NaN leave it out, as the formats have it, and DuckDB,
+        to which NaN is the greatest number, then does not look for it where it is, and finds all below it where not all are."""
+        return not self.nans
 
 
 def _leaves(field: "pa.Field[Any]", path: str, kind: IcebergType | None, values: Any) -> Iterator[_Leaf]:
@@ -159,7 +168,8 @@ def _leaves(field: "pa.Field[Any]", path: str, kind: IcebergType | None, values:
                 below = None if values is None else pc.struct_field(values, [place])
                 yield from _leaves(inner.field(place), f"{path}.{name}", part, below)
         case Primitive(name):
-            yield _Leaf(field_id(field), path, values is None, name, values)
+            nans = _nans(values) if values is not None and name in ("float", "double") else 0
+            yield _Leaf(field_id(field), path, values is None, name, values, nans)
         case None:
             yield _Leaf(field_id(field), path)
 

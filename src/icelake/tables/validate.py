@@ -376,9 +376,14 @@ class _Check:
             if leaf.repeated:
                 continue
             _require(metrics["value_counts"].get(ident) == footer.num_rows, "value_counts are the footer's", where)
+            nan = metrics["nan_value_counts"].get(ident)
+            bounded = metrics["lower_bounds"].keys() | metrics["upper_bounds"].keys()
+            _require(not nan or ident not in bounded, "a column with NaN has no bounds", where)
             chunks: list[Any] = [group.column(place).statistics for group in groups]
             if any(chunk is None for chunk in chunks):
-                _require(leaf.type in ("string", "binary"), "every column has statistics, but those with very long values", where)
+                _require(
+                    leaf.type in ("string", "binary") or nan, "every column has statistics, but those with very long values or NaN", where
+                )
                 _require(0 <= metrics["null_value_counts"][ident] <= footer.num_rows, "null_value_counts are counts of rows", where)
                 continue
             nulls = sum(chunk.null_count for chunk in chunks)
@@ -469,9 +474,7 @@ def _value(bound: bytes, kind: str) -> Any:
         case "long" | "time" | "timestamp" | "timestamptz":
             return unpack("<q", bound)[0]
         case "float" | "double":
-            (value,) = unpack("<f" if kind == "float" else "<d", bound)
-            _require(value == value, "NaN is no bound")
-            return value
+            return unpack("<f" if kind == "float" else "<d", bound)[0]
         case "boolean":
             return bound != b"\x00"
         case "string" | "binary":
