@@ -376,7 +376,7 @@ class _Check:
             if leaf.repeated:
                 continue
             _require(metrics["value_counts"].get(ident) == footer.num_rows, "value_counts are the footer's", where)
-            nan = metrics["nan_value_counts"].get(ident)
+            nan = bool(metrics["nan_value_counts"].get(ident))
             bounded = metrics["lower_bounds"].keys() | metrics["upper_bounds"].keys()
             _require(not nan or ident not in bounded, "a column with NaN has no bounds", where)
             chunks: list[Any] = [group.column(place).statistics for group in groups]
