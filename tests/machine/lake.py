@@ -248,7 +248,7 @@ class Lake:
             for table in followed:
                 location, snapshot = at[table.id]
                 metadata = next(one.metadata for one in self._mirrors() if str(one.id) == table.id)
-                Readers(self._engine, relation_of(metadata), location, snapshot).agree(table.laid_out_by())
+                Readers(self._engine, relation_of(metadata), location, snapshot).agree()
 
     def _mirrors(self) -> list[Any]:
         return [loaded for _, loaded in self.lakehouse._mirrors("main")]
@@ -270,15 +270,14 @@ class Readers:
         self._scan = f"(SELECT * FROM {iceberg_scan((location, snapshot))} AS t({aliases}))"
         self._location, self._snapshot = location, snapshot
 
-    def agree(self, laid_out_by: set[str]) -> None:
+    def agree(self) -> None:
         ours = self._engine.sql(f"SELECT * FROM {self._scan}").to_arrow_table()
         expected = self._bits([ours.column(place) for place in range(len(self._columns))])
         theirs = self._pyiceberg(len(expected))
         if theirs is not None:
             assert theirs == self._as_pyiceberg(expected, ours), f"{self._name}: PyIceberg and DuckDB read different rows"
         for place, column in enumerate(self._columns):
-            if column.name in laid_out_by:
-                self._findable(place, column)
+            self._findable(place, column)
 
     def _bits(self, columns: Sequence[Any]) -> Rows:
         cast = [typed(values, column) for values, column in zip(columns, self._columns, strict=True)]
