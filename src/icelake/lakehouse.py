@@ -9,9 +9,9 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from icelake.catalog.store import SqliteCatalog
 from icelake.engines.duckdb import DuckDBEngine, TableAt, named
-from icelake.errors import NoSuchTable, ProjectError, Refused, Unreachable, UnsupportedTable
+from icelake.errors import IcelakeError, NoSuchTable, ProjectError, Refused, Unreachable, UnsupportedTable
 from icelake.ingest.applier import LEFT_OUT, Applier, Progress, Settings
 from icelake.model.history import HISTORY, HistoryNote, mirror_of, owner_of
 from icelake.model.ident import CONTROL_NAMESPACE, control_table
@@ -28,7 +28,7 @@ from icelake.model.layout import Layout
 from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.marker import LOAD, LSN, SLOT, SOURCE, Cut
 from icelake.model.parking import Parking
-from icelake.model.relation import Refusal, Relation, TableId
+from icelake.model.relation import Refusal, Relation, TableId, excludes
 from icelake.model.types import holds, parse
 from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
@@ -52,6 +52,9 @@ HOLD = 300.0
 """Seconds an applier in this process may take to reach verify's LSN."""
 QUERY_LEASE = 600.0
 """Seconds a query's snapshots are kept readable."""
+NEW_TABLES = 60.0
+"""Seconds after which a process that follows looks whether tables have come."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Report = Callable[[Progress, Json], None]
 """Told of every step of a sync: what it did, and the status then."""
@@ -118,6 +121,8 @@ class Lakehouse:
         Temporary trouble is waited out: for ever when following, else ``patience`` seconds. Gives the last status.
         """
         settings = self._source_settings(source)
+        if not follow:
+            _position(until)
         desk = self._desk(settings.name)
         with desk.own(settings.name), self._applier(settings, desk) as applier:
             return self._run(applier, settings, desk, None if follow else until, stop, report, patience)
@@ -134,7 +139,7 @@ class Lakehouse:
     ) -> Json:
         """Step the applier until its position is ``until``, or (None) until ``stop`` is set."""
         target: int | None = None
-        began = last_good = self._clock.monotonic()
+        began = last_good = looked = self._clock.monotonic()
         totals = {"changes": 0, "rows_loaded": 0, "transactions": 0, "commits": 0}
         while True:
             progress = applier.step(0.5)
@@ -156,10 +161,17 @@ class Lakehouse:
                 desk.report(status)
             if report is not None:
                 report(progress, status)
+            if until is None and applier.running and now - looked >= NEW_TABLES:
+                looked = now
+                with suppress(IcelakeError):
+                    if applier.joined():
+                        # The next step starts again, with them.
+                        applier.close()
             if until is not None and target is None and applier.running:
                 target = self._target(settings, until)
                 applier.run_to(target)
-            if target is not None and applier.running and applier.position >= target and not applier.loading:
+            status["reached"] = target is not None and applier.running and applier.position >= target and not applier.loading
+            if status["reached"]:
                 return status
             if stop is not None and stop.is_set():
                 return status
@@ -186,7 +198,7 @@ class Lakehouse:
             with desk.own(settings.name), self._applier(settings, desk) as applier:
                 applier.renew()
                 status = self._run(applier, settings, desk, "now", report=report)
-                return {"resumed": [str(table) for table in applier.followed], "refused": [], "status": status}
+                return {"resumed": [str(table) for table in applier.followed], "refused": _parked_again(status), "status": status}
         if not names:
             return {"resumed": [], "refused": [], "status": None}
         request = desk.request_resume(names, reload, patience)
@@ -197,6 +209,10 @@ class Lakehouse:
                 final = self._run(applier, settings, desk, "now", report=report)
             answer = desk.resume_answer(request) or []
         refused = {refusal["table"] for refusal in answer}
+        if final is not None:
+            # What was let go may have come upon the same trouble again.
+            answer = [*answer, *(one for one in _parked_again(final) if one["table"] in names and one["table"] not in refused)]
+            refused = {refusal["table"] for refusal in answer}
         return {"resumed": [name for name in names if name not in refused], "refused": answer, "status": final}
 
     def _answer(self, desk: SqliteDesk, request: str, patience: float) -> list[Json]:
@@ -227,12 +243,8 @@ class Lakehouse:
         return out
 
     def _target(self, settings: SourceSettings, until: str) -> int:
-        if until == "now":
-            return self._source(settings).current_lsn()
-        try:
-            return parse_lsn(until)
-        except ValueError as error:
-            raise ProjectError("BAD_LSN", f"--until {until}", str(error), "give an LSN such as 0/16B3748, or `now`") from error
+        position = _position(until)
+        return self._source(settings).current_lsn() if position is None else position
 
     @contextmanager
     def _applier(self, settings: SourceSettings, desk: SqliteDesk) -> Iterator[Applier]:
@@ -335,6 +347,7 @@ class Lakehouse:
     def query(self, sql: str, at: str | None = None) -> pa.Table:
         """Ask DuckDB at one point in time (``resolve`` says how it is named); the whole answer."""
         where = self.resolve(at)
+        absent = {str(table) for source in self.project.sources for table, _ in self._readable(source)} - set(where.tables)
         lease = self._catalog.lease(f"query {os.getpid()}", where.snapshots, QUERY_LEASE) if where.snapshots else None
         try:
             with DuckDBEngine(
@@ -343,9 +356,8 @@ class Lakehouse:
                 scratch=self.project.lake / "scratch",
                 s3=self.project.s3,
             ) as engine:
-                return engine.query(sql, where.tables)
+                return engine.query(sql, where.tables, absent)
         except ProjectError as error:
-            absent = {str(table) for source in self.project.sources for table, _ in self._readable(source)} - set(where.tables)
             if error.code == "SQL_UNKNOWN_TABLE" and (meant := named(sql, absent)):
                 raise Refused(
                     "TABLE_NOT_IN_CUT",
@@ -387,11 +399,13 @@ class Lakehouse:
         return At(tables, snapshots, found)
 
     def _by_snapshot(self, at: str) -> At | None:
-        if not at.isdigit():
+        if not at.isdecimal():
             return None
         for source in self.project.sources:
+            named = {cut.tables.get(name) for cut in self._cuts(source) for name in cut.tables}
             for table, loaded in self._readable(source):
-                if any(snapshot["snapshot-id"] == int(at) for snapshot in loaded.metadata["snapshots"]):
+                # Of the others some were never a state of the source: a table half loaded, or emptied to be loaded again.
+                if int(at) in named and any(snapshot["snapshot-id"] == int(at) for snapshot in loaded.metadata["snapshots"]):
                     return At({str(table): (loaded.metadata_location, int(at))}, {table: int(at)}, None)
         return None
 
@@ -434,7 +448,7 @@ class Lakehouse:
                 "source": source,
                 "cut": cut.id,
                 "lsn": format_lsn(cut.lsn),
-                "commit_time": _time(cut.commit_time / 1e6) if cut.commit_time else None,
+                "commit_time": _moment(cut.commit_time) if cut.commit_time else None,
                 "made": _time(cut.made_ms / 1e3),
                 "epoch": cut.epoch,
                 "tables": dict(cut.tables),
@@ -521,13 +535,14 @@ class Lakehouse:
         for settings in self.project.sources.values():
             desk = self._desk(settings.name)
             cut = self._present(settings.name)
+            mirrors = self._mirrors(settings.name)
             entry: Json = {
                 "source": settings.name,
                 "position": format_lsn(cut.lsn) if cut else None,
                 "cut": cut.id if cut else None,
                 "epoch": cut.epoch if cut else None,
-                "tables": len(self._mirrors(settings.name)),
-                "tables_in_cut": len(cut.tables) if cut else 0,
+                "tables": len(mirrors),
+                "tables_in_cut": sum(str(table) in cut.tables for table, _ in mirrors) if cut else 0,
                 "parked": dict(cut.parked) if cut else {},
                 "applier": desk.latest_report(),
             }
@@ -536,9 +551,10 @@ class Lakehouse:
                 entry["source_lsn"] = format_lsn(here)
                 entry["lag_bytes"] = max(0, here - cut.lsn) if cut else None
                 entry["reachable"] = True
-            except Unreachable as error:
+            except IcelakeError as error:
+                # The others' are told all the same.
                 entry["reachable"] = False
-                entry["error"] = error.what
+                entry["error"] = f"{error.code}: {error.what}"
             out.append(entry)
         return {"project": self.project.name, "profile": self.project.profile, "sources": out}
 
@@ -559,7 +575,7 @@ class Lakehouse:
     ) -> Json:
         dsn = settings.dsn.reveal()
         conninfo_of(dsn)  # says that it cannot be read, where libpq would repeat it
-        return verify(
+        result = verify(
             dsn,
             self._catalog,
             tables or [str(table) for table, _ in self._mirrors(settings.name)],
@@ -568,6 +584,22 @@ class Lakehouse:
             scratch=self.project.lake / "scratch",
             s3=self.project.s3,
         )
+        return {**result, "not_mirrored": [] if tables else self._not_mirrored(settings)}
+
+    def _not_mirrored(self, settings: SourceSettings) -> list[Json]:
+        """The tables the source's patterns name and the lake does not have: ``{"name", "code", "why"}``."""
+        mirrors = {str(table) for table, _ in self._mirrors(settings.name)}
+        out = []
+        for entry in self._source(settings).describe(settings.tables):
+            name = f"{entry.schema}.{entry.name}"
+            if name in mirrors or excludes(settings.exclude, entry.schema, entry.name):
+                continue
+            judged = entry if isinstance(entry, Refusal) else self._judge(entry)
+            code, why = (
+                (judged.code, judged.why) if isinstance(judged, Refusal) else ("NOT_YET", "no sync has looked for new tables since it came")
+            )
+            out.append({"name": name, "code": code, "why": why})
+        return out
 
     def _bring(self, applier: Applier, desk: SqliteDesk, lsn: int) -> int:
         """The id of a cut on exactly the commits before ``lsn``, made by stepping the applier of this process."""
@@ -594,7 +626,9 @@ class Lakehouse:
         """What is missing or unsafe, with the statement that mends it. ``deep``: the tables' values, too."""
         findings: list[Json] = []
         for settings in self.project.sources.values():
-            asked = Question(settings.tables, self._slot_of(settings.name), deep, append_only=self._append_only())
+            asked = Question(
+                settings.tables, self._slot_of(settings.name), deep, self._append_only(), exclude=settings.exclude, judge=self._judge
+            )
             findings.extend({"source": settings.name, **asdict(finding)} for finding in check(settings.dsn.reveal(), asked))
         return findings
 
@@ -608,9 +642,16 @@ class Lakehouse:
         return None if snapshot is None else snapshot["summary"].get(SLOT)
 
 
+def _parked_again(status: Json) -> list[Json]:
+    names = ("table", "code", "what", "why", "fix")
+    return [{name: parked[name] for name in names} for parked in status["parked"] if parked["code"] != LEFT_OUT]
+
+
 def _make(folder: Path) -> None:
+    """With all above it. What is in it is for the user who makes it, as PostgreSQL's own files are."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         why = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -620,9 +661,19 @@ def _make(folder: Path) -> None:
         ) from error
 
 
+def _position(until: str) -> int | None:
+    """An LSN; None for now."""
+    if until == "now":
+        return None
+    try:
+        return parse_lsn(until)
+    except ValueError as error:
+        raise ProjectError("BAD_LSN", f"--until {until}", str(error), "give an LSN such as 0/16B3748, or `now`") from error
+
+
 def _choose(cuts: Sequence[Cut], at: str) -> Cut | None:
-    """The cut ``at`` names, or None. ``cuts``: oldest first."""
-    if at.isdigit():
+    """The cut ``at`` names, or None. ``cuts``: oldest first. A time without a zone is in UTC."""
+    if at.isdecimal():
         return next((cut for cut in cuts if cut.id == int(at)), None)
     try:
         lsn = parse_lsn(at)
@@ -635,9 +686,15 @@ def _choose(cuts: Sequence[Cut], at: str) -> Cut | None:
     except ValueError:
         return None
     if moment.tzinfo is None:
-        moment = moment.astimezone()
-    micros = int(moment.timestamp() * 1e6)
+        # As every time that is printed.
+        moment = moment.replace(tzinfo=UTC)
+    micros = (moment - _EPOCH) // timedelta(microseconds=1)
     return next((cut for cut in reversed(cuts) if cut.commit_time <= micros), None)
+
+
+def _moment(micros: int) -> str:
+    """To the microsecond: given as ``--at`` it is this cut's."""
+    return (_EPOCH + timedelta(microseconds=micros)).isoformat(timespec="microseconds")
 
 
 def _time(seconds: float) -> str:

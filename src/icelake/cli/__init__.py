@@ -102,4 +102,6 @@ def _tell(error: IcelakeError, *, as_json: bool) -> None:
         document = {"code": error.code, "what": error.what, "why": error.why, "fix": error.fix, "temporary": error.temporary}
         print(json.dumps({"error": document}, ensure_ascii=False), flush=True)
     else:
-        print(f"icelake: {error}", file=sys.stderr, flush=True)
+        from icelake.cli import output
+
+        output.note(f"icelake: {error}")

@@ -30,7 +30,7 @@ def document(value: object) -> None:
 
 def note(text: str) -> None:
     """A line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
 
 
 def plain(value: object) -> Any:
@@ -147,12 +147,12 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[Any]], *, numbers: It
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     right = set(numbers)
     for number, name in enumerate(columns):
-        drawn.add_column(Text(_shown(name)), justify="right" if number in right else "left", overflow="fold")
+        drawn.add_column(Text(shown(name)), justify="right" if number in right else "left", overflow="fold")
     count = 0
     for line in lines:
         count += 1
         if limit is None or count <= limit:
-            drawn.add_row(*(Text("NULL", style="dim") if value is None else Text(_shown(value)) for value in line))
+            drawn.add_row(*(Text("NULL", style="dim") if value is None else Text(shown(value)) for value in line))
     out.print(drawn)
     if limit is not None and count > limit:
         note(f"… and {count - limit:,} more rows (--json, --csv and --arrow give all; --limit N draws more)")
@@ -192,7 +192,7 @@ def size(count: int | None) -> str:
     return f"{value:.1f} TiB"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Text as it can be shown: control characters become visible instead of doing what they say."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return "".join(character if character.isprintable() or character == "\n" else repr(character)[1:-1] for character in text)

@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     output.records(shown, headings, numbers=("lag",))
     for source in status["sources"]:
+        for table, code in source["parked"].items():
+            output.note(f"parked: {table}: {code}; `icelake tables {table}` says why")
         applier = source.get("applier")
         if applier:
             output.table([f"{source['source']}: last report", ""], [[key.replace("_", " "), value] for key, value in applier.items()])

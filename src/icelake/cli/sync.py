@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from icelake.ports import Json
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
             output.note(f"  why:  {parked['why']}\n  next: {parked['fix']}")
     if signal.SIGINT in signals:
         return INTERRUPTED
+    if signals and not args.follow and not status["reached"]:
+        return TERMINATED
     wanting = [parked for parked in status["parked"] if parked["code"] != "LEFT_OUT"]
     return 0 if args.follow or not wanting else Refused.exit_code
 

@@ -37,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     facts = ("name", "source", "identity", "state", "rows", "files", "delete_files", "bytes", "lsn", "changed", "location", "metadata")
     output.table(["", ""], [[fact.replace("_", " "), table[fact]] for fact in facts])
+    if table["parked"] is not None:
+        parked = table["parked"]
+        output.note(f"parked: {parked['code']}: {parked['what']}\n  why:  {parked['why']}\n  next: {parked['fix']}")
     keyed = [{**column, "key": "key" if column["name"] in table["key"] else ""} for column in table["columns"]]
     output.records(keyed, {"name": "column", "type": "Iceberg type", "postgres": "PostgreSQL type", "key": ""})
     output.records(table["snapshots_kept"][:20], {"snapshot": "snapshot", "made": "made", "operation": "operation", "lsn": "LSN"})

@@ -44,9 +44,13 @@ def run(args: argparse.Namespace) -> int:
         replayed |= {name: name for name in ("missing", "extra", "different")}
         output.records(result["histories"], replayed, numbers=list(replayed)[1:])
     for table in [*result["tables"], *result.get("histories", ())]:
+        for problem in table.get("problems", ()):
+            output.note(f"{table['name']}: {problem}")
         for sample in table.get("samples", ()):
             output.document({"table": table["name"], **sample})
     for skipped in result.get("skipped", ()):
         output.document({"skipped": skipped})
+    for left in result["not_mirrored"]:
+        output.note(f"not mirrored: {left['name']}: {left['code']}: {left['why']}")
     print(f"{'equal' if result['equal'] else 'NOT equal'} at LSN {result['lsn']}")
     return 0 if result["equal"] else DIFFERENCE

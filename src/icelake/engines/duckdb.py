@@ -13,7 +13,7 @@ import importlib.util
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -184,17 +184,20 @@ class DuckDBEngine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def query(self, sql: str, tables: Mapping[str, TableAt]) -> pa.Table:
+    def query(self, sql: str, tables: Mapping[str, TableAt], absent: Collection[str] = ()) -> pa.Table:
         """The whole answer. ``tables`` maps ``schema.name`` to where and at which snapshot; see ``read`` for names and errors."""
-        with self.read(sql, tables) as reader:
+        with self.read(sql, tables, absent=absent) as reader:
             return reader.read_all()
 
     @contextmanager
-    def read(self, sql: str, tables: Mapping[str, TableAt], *, rows: int = 65_536) -> Iterator[pa.RecordBatchReader]:
+    def read(
+        self, sql: str, tables: Mapping[str, TableAt], *, absent: Collection[str] = (), rows: int = 65_536
+    ) -> Iterator[pa.RecordBatchReader]:
         """The answer in batches of about ``rows``, for as long as the block lasts.
 
         One statement that reads. A table is named as in PostgreSQL: ``schema.table``, or ``table`` alone when it is in ``public`` or
-        in one schema only. UUIDs come as text, hugeint as decimal(38,0), timestamptz as timestamp[us, UTC].
+        in one schema only; ``absent`` are tables there are, but not here: their names mean no other. UUIDs come as text, hugeint as
+        decimal(38,0), timestamptz as timestamp[us, UTC].
         Raises ProjectError (SQL_...), Corrupt (LAKE_FILE_UNREADABLE), Refused (QUERY_OUT_OF_MEMORY).
         """
         cursor = self._connection.cursor()
@@ -202,7 +205,7 @@ class DuckDBEngine:
         try:
             # It would be drawn on stdout, among the answers; a cursor has a setting of its own.
             cursor.execute("PRAGMA disable_progress_bar")
-            _open(cursor, catalog, sql, tables)
+            _open(cursor, catalog, sql, tables, absent)
             with _explained(tables):
                 reader = cursor.execute(sql).to_arrow_reader(rows)
             yield _in_utc(reader, tables)
@@ -213,7 +216,7 @@ class DuckDBEngine:
                 last.execute(f"DETACH DATABASE IF EXISTS {catalog}")
 
 
-def _open(cursor: duckdb.DuckDBPyConnection, catalog: str, sql: str, tables: Mapping[str, TableAt]) -> None:
+def _open(cursor: duckdb.DuckDBPyConnection, catalog: str, sql: str, tables: Mapping[str, TableAt], absent: Collection[str]) -> None:
     """Make the cursor's own catalog with a view for each table the SQL may mean."""
     with _explained(tables):
         statements = cursor.extract_statements(sql)
@@ -228,27 +231,34 @@ def _open(cursor: duckdb.DuckDBPyConnection, catalog: str, sql: str, tables: Map
             "write one SELECT, WITH, FROM, DESCRIBE or EXPLAIN; the lake's tables change only as their source does",
         )
     wanted = named(sql, tables)
-    namesakes = Counter(_split(table)[1].casefold() for table in tables)
+    namesakes = Counter(_split(table)[1].casefold() for table in (*tables, *absent))
+    twins = {table.casefold() for table in absent}
     cursor.execute(f"ATTACH ':memory:' AS {catalog}")
     for namespace in sorted({"public", _UNQUALIFIED, *(_split(table)[0] for table in wanted)}):
         cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {catalog}.{_quoted(namespace)}")
     for table in wanted:
         namespace, name = _split(table)
+        if table.casefold() in twins:
+            raise _twins(table)
         view = f"{catalog}.{_quoted(namespace)}.{_quoted(name)}"
         try:
             cursor.execute(f"CREATE VIEW {view} AS SELECT * FROM {iceberg_scan(tables[table])}")
         except duckdb.CatalogException as error:
-            raise ProjectError(
-                "SQL_AMBIGUOUS_TABLE",
-                f"{table} differs from another table only in upper and lower case",
-                "DuckDB's names do not tell case apart",
-                "ask with an engine that does, or rename one of them",
-            ) from error
+            raise _twins(table) from error
         except duckdb.Error as error:
             raise unreadable(str(error)) from error
         if namesakes[name.casefold()] == 1:
             cursor.execute(f"CREATE VIEW {catalog}.{_UNQUALIFIED}.{_quoted(name)} AS SELECT * FROM {view}")
     cursor.execute(f"SET search_path='{catalog}.public,{catalog}.{_UNQUALIFIED}'")
+
+
+def _twins(table: str) -> ProjectError:
+    return ProjectError(
+        "SQL_AMBIGUOUS_TABLE",
+        f"{table} differs from another table only in upper and lower case",
+        "DuckDB's names do not tell case apart",
+        "ask with an engine that does, or rename one of them",
+    )
 
 
 def _explained_kind(cursor: duckdb.DuckDBPyConnection, sql: str) -> duckdb.StatementType:
@@ -361,7 +371,7 @@ def unreadable(text: str) -> IcelakeError:
         "LAKE_FILE_UNREADABLE",
         "a file of the lake cannot be read",
         brief,
-        "if it is gone or damaged, restore it from a backup; icelake verify names what is missing",
+        "if it is gone or damaged, restore it from a backup; an answer that takes more than ten minutes may also lose its files to upkeep",
     )
 
 

@@ -43,7 +43,7 @@ from icelake.model.lsn import format_lsn
 from icelake.model.marker import LOAD, MEMBERSHIP, SOURCE, Marker
 from icelake.model.membership import Membership
 from icelake.model.parking import PARKED, Parking
-from icelake.model.relation import Refusal, Relation, SourceIdentity, TableId
+from icelake.model.relation import Refusal, Relation, SourceIdentity, TableId, excludes
 from icelake.ports import (
     Catalog,
     Chance,
@@ -391,7 +391,13 @@ class Applier:
         return self._excludes(entry.schema, entry.name)
 
     def _excludes(self, schema: str, name: str) -> bool:
-        return f"{schema}.{name}" in self._exclude or f"{schema}.*" in self._exclude
+        return excludes(self._exclude, schema, name)
+
+    def joined(self) -> list[TableId]:
+        """Tables that came to the source since the start, or can be mirrored by now: another start follows them."""
+        known = {**self.followed, **self.parked, **self._troubles}
+        described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
+        return [entry.id for entry in self._without_histories(described, known) if isinstance(entry, Relation) and entry.id not in known]
 
     def _mirrors(self) -> dict[TableId, LoadedTable]:
         """The mirrors of this source that the catalog has."""

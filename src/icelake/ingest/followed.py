@@ -283,7 +283,7 @@ class Followed(ABC):
             "MIRROR_DIVERGED",
             f"{self.id}: {what}",
             "a row was lost, doubled or changed by someone else",
-            f"nothing was committed; `icelake verify {self.id}` names the rows that differ",
+            f"nothing was committed; `icelake resume {self.id} --reload` compares it with the source and mends what differs",
         )
 
 

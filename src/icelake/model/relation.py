@@ -3,6 +3,7 @@
 ``Column.iceberg`` is the Iceberg type as ``model.types`` spells it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -142,3 +143,8 @@ class SlotState:
     active_pid: int | None
     confirmed_flush_lsn: int
     lost: str | None
+
+
+def excludes(patterns: Collection[str], schema: str, name: str) -> bool:
+    """Whether a table is among ``patterns``: ``schema.name`` or ``schema.*``."""
+    return f"{schema}.{name}" in patterns or f"{schema}.*" in patterns

@@ -51,7 +51,7 @@ def _duration(text: str) -> str:
 
 def _pattern(text: str) -> str:
     schema, dot, name = text.partition(".")
-    if not dot or not schema or not name or "*" in schema:
+    if not dot or not schema or not name or "*" in schema or ("*" in name and name != "*"):
         raise ValueError("expected schema.table or schema.*")
     return text
 
@@ -385,7 +385,8 @@ def _explain(writing: _Writing, content: dict[str, Any], error: ValidationError)
             what = f"{first['input']!r} is not a choice"
             why, fix = _near(str(first["input"]), choices), f"choose of: {', '.join(choices)}"
         elif first["type"] == "string_pattern_mismatch":
-            what = f"{first['input']!r} is not a name"
+            # Of a DSN it may be the DSN itself, put where its name belongs.
+            what = "what stands here is not a name" if "dsn" in path else f"{first['input']!r} is not a name"
             fix = "names are lower-case letters, digits, _ and -, and begin with a letter (an environment variable: letters, digits and _)"
         elif first["type"].endswith("_type"):
             wanted = "Input should be a table" if first["type"] == "model_type" else what

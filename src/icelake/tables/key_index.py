@@ -332,7 +332,7 @@ class KeyIndex:
                 "KEY_TWICE",
                 f"two live rows for one key, {key}",
                 f"they are in {one} and {other}",
-                "`icelake verify` names the rows that differ; `icelake resume TABLE --reload` mends them",
+                "`icelake resume TABLE --reload` compares it with the source and mends what differs",
             )
         self._count += len(rows)
         return rows

@@ -255,7 +255,7 @@ class Comparison:
         if not isinstance(found := unreadable(str(error)), Corrupt):
             return found
         return Corrupt(
-            "VERIFY_LAKE_UNREADABLE", f"{self._name} cannot be read", str(error), "`icelake doctor`; a file may be damaged or gone"
+            "VERIFY_LAKE_UNREADABLE", f"{self._name} cannot be read", str(error), "restore the file from a backup if it is damaged or gone"
         )
 
 

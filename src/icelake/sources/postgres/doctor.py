@@ -12,7 +12,7 @@ from typing import Literal
 from psycopg import sql
 
 from icelake.errors import IcelakeError, Refused
-from icelake.model.relation import Column, Relation
+from icelake.model.relation import Column, Refusal, Relation, excludes
 from icelake.sources.postgres import releases, schema
 from icelake.sources.postgres.server import EVERYTHING, published, slot_state
 from icelake.sources.postgres.session import ALWAYS, Connection, address, run, session
@@ -48,6 +48,10 @@ class Question:
     """Tables (``schema.name``) that are mirrored by their inserts and truncates alone."""
     patience: float = 60.0
     """Seconds from which on a transaction counts as long."""
+    exclude: Collection[str] = ()
+    """Tables (``schema.name`` or ``schema.*``) that are not to be mirrored."""
+    judge: Callable[[Relation], Relation | Refusal] = lambda relation: relation
+    """What the project makes of a table, or what stands against that."""
     large: int = 1 << 30
     """Bytes from which on a table is better not loaded in one go."""
 
@@ -358,8 +362,11 @@ def _slots(server: Connection, asked: Question) -> list[Finding]:
 
 def _tables(server: Connection, asked: Question) -> list[Finding]:
     out: list[Finding] = []
-    for table in schema.describe(server, asked.tables, asked.append_only):
-        name = f"{table.schema}.{table.name}"
+    for described in schema.describe(server, asked.tables, asked.append_only):
+        name = f"{described.schema}.{described.name}"
+        if excludes(asked.exclude, described.schema, described.name):
+            continue
+        table = asked.judge(described) if isinstance(described, Relation) else described
         if isinstance(table, Relation):
             about = _table(server, asked, table)
             out += [replace(finding, table=name) for finding in about]
