@@ -161,10 +161,10 @@ class Lakehouse:
                 desk.report(status)
             if report is not None:
                 report(progress, status)
-            if until is None and applier.running and now - looked >= NEW_TABLES:
+            if until is None and applier.running and applier.between_batches and now - looked >= NEW_TABLES:
                 looked = now
                 with suppress(IcelakeError):
-                    if applier.joined():
+                    if applier.take_up():
                         # The next step starts again, with them.
                         applier.close()
             if until is not None and target is None and applier.running:

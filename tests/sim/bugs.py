@@ -182,9 +182,8 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "        elif any(relation.id not in mirrors for relation in relations):\n"
-                "            self._source.publish(publication, [relation for relation in relations if relation.id not in mirrors])\n",
-                "",
+                "                self._source.publish(publication, [relation])\n                out.append(relation)\n",
+                "                out.append(relation)\n",
             ),
         ),
     ),

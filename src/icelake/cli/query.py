@@ -18,7 +18,9 @@ LATER = ("trino", "spark", "flink", "all")
 def arguments(parser: argparse.ArgumentParser) -> None:
     project.arguments(parser)
     parser.add_argument("sql", metavar="SQL", help="one statement that reads; - reads it from stdin")
-    parser.add_argument("--at", metavar="X", help="a time (ISO 8601; UTC if it says no zone), a cut's or a snapshot's id, or an LSN; default: the last cut")
+    parser.add_argument(
+        "--at", metavar="X", help="a time (ISO 8601, in UTC if it has no zone), a cut's or a snapshot's id, or an LSN; default: the last"
+    )
     parser.add_argument("--engine", metavar="E", default="duckdb", help="duckdb (the others are not in this version)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="comma separated, with a header; NULL is empty, '' is quoted")

@@ -184,6 +184,8 @@ class Applier:
         """``schema.name`` of a mirror -> its history, as far as the catalog has one, also one that is not kept any more."""
         self._troubles: dict[TableId, IcelakeError] = {}
         """Mirrors that must stop and are not parked yet."""
+        self._load_from: dict[TableId, float] = {}
+        """When a range is tried again that could not be read."""
         self._left_in: Mapping[TableId, str] = {}
         """Tables that nothing names and that could not be taken out of the publication: what is in the way."""
         self._tried = 0.0
@@ -212,6 +214,11 @@ class Applier:
     def running(self) -> bool:
         """Whether the source is owned and streaming."""
         return self._stream is not None
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether nothing was taken that is not committed."""
+        return not self._batch.open
 
     def status(self) -> Json:
         """For people and ``icelake status``: how far, how far behind, and what is not followed yet."""
@@ -253,7 +260,7 @@ class Applier:
         self._check_server()
         # Before anything that may be refused: meanwhile nobody could change such a table.
         unnamed = self._source.withdraw(publication)
-        self._left_in, self._tried = {table: left for table, left in unnamed.items() if left}, self._clock.monotonic()
+        self._left_in = {table: left for table, left in unnamed.items() if left}
         switch = self._check_identity()
         first = self._control.marker is None
         if not first:
@@ -265,8 +272,9 @@ class Applier:
         relations = self._relations(mirrors)
         if first:
             self._begin_source(publication, relations)
-        elif any(relation.id not in mirrors for relation in relations):
-            self._source.publish(publication, [relation for relation in relations if relation.id not in mirrors])
+        else:
+            late = self._publish_late(publication, [relation for relation in relations if relation.id not in mirrors])
+            relations = [relation for relation in relations if relation.id in mirrors or relation in late]
         members = self._source.published(publication)
         self._park_unnamed(unnamed, members, mirrors)
         for table, loaded in mirrors.items():
@@ -289,7 +297,8 @@ class Applier:
         following, kept = [f.relation for f in self.followed.values()], [p.relation for p in self.parked.values()]
         self._stream = self._source.stream(self._slot, publication, self.position, following, kept)
         self._must_be_on(self._stream.timeline)
-        self._last_commit = self._clock.monotonic() - self.settings.commit_interval
+        self._tried = self._clock.monotonic()
+        self._last_commit = self._tried - self.settings.commit_interval
 
     def _park_unnamed(self, unnamed: Mapping[TableId, str], members: Mapping[TableId, str], mirrors: Mapping[TableId, LoadedTable]) -> None:
         """What ``withdraw`` said of mirrors is why they stop, unless there is a reason that weighs more."""
@@ -393,11 +402,14 @@ class Applier:
     def _excludes(self, schema: str, name: str) -> bool:
         return excludes(self._exclude, schema, name)
 
-    def joined(self) -> list[TableId]:
-        """Tables that came to the source since the start, or can be mirrored by now: another start follows them."""
+    def take_up(self) -> bool:
+        """Publish tables that came to the source since the start, or can be mirrored by now; whether another start would follow any."""
         known = {**self.followed, **self.parked, **self._troubles}
         described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
-        return [entry.id for entry in self._without_histories(described, known) if isinstance(entry, Relation) and entry.id not in known]
+        entries = self._without_histories(described, known)
+        new = {entry.id: entry for entry in entries if isinstance(entry, Relation) and entry.id not in known}
+        self.refusals = [refusal for refusal in self.refusals if TableId(refusal.schema, refusal.name) not in new]
+        return bool(self._publish_late(publication_name(self.name, self._control.source), list(new.values())))
 
     def _mirrors(self) -> dict[TableId, LoadedTable]:
         """The mirrors of this source that the catalog has."""
@@ -506,6 +518,20 @@ class Applier:
         start = self._source.create_slot(self._slot)
         self._record(start, 0, {})
 
+    def _publish_late(self, publication: str, late: Sequence[Relation]) -> list[Relation]:
+        """Those that are in the publication now. One that cannot be is no reason to stop the others, if only a pattern names it."""
+        out = []
+        for relation in late:
+            try:
+                self._source.publish(publication, [relation])
+                out.append(relation)
+            except (Refused, Unreachable) as error:
+                if isinstance(error, Refused) and str(relation.id) in self._wanted:
+                    raise
+                refusal = Refusal(relation.schema, relation.name, error.code, f"{error.what}: {error.why}", error.fix)
+                self.refusals = [*self.refusals, refusal]
+        return out
+
     def _check_slot(self) -> None:
         slot = self._source.slot(self._slot)
         if slot is None:
@@ -543,7 +569,7 @@ class Applier:
         for followed in self.followed.values():
             followed.is_member(members.get(followed.id))
         unnamed = {table for table in members.keys() - self.followed.keys() if Membership.parse(members[table]).unnamed}
-        return unnamed <= self._left_in.keys() and not (unnamed and self._clock.monotonic() >= self._tried + TRY_AGAIN)
+        return unnamed <= self._left_in.keys()
 
     def _evolve(self, mirror: LoadedTable, relation: Relation, *, replacing: bool = False) -> LoadedTable:
         """The mirror with the schema its source has now."""
@@ -880,7 +906,11 @@ class Applier:
         """No row of the mirror is trusted: it leaves the cut, and range by range is compared with the source."""
         publication = publication_name(self.name, self._control.source)
         relation = self._described(table)
-        self._source.publish(publication, [relation])
+        try:
+            self._source.publish(publication, [relation])
+        except Unreachable as error:
+            # Who asked may ask again; the other tables do not wait for it.
+            raise Refused(error.code, error.what, error.why, error.fix, table=str(table)) from None
         member = self._source.published(publication).get(table)
         if member is None:
             raise left_publication(table)
@@ -1001,12 +1031,16 @@ class Applier:
         self._hold = None
         if not self._batch.open and (wish := self._desk.resume_wanted()) is not None:
             return self._resume(wish)
+        if not self._batch.open and self._left_in and self._clock.monotonic() >= self._tried + TRY_AGAIN:
+            # Another start tries to take them out of the publication.
+            self.close()
+            return Progress("retry", position=self.position)
         if not self._batch.open and self._commits >= self.settings.upkeep_commits:
             self._commits = 0
             return self._expire()
         due = self._last_commit + self.settings.commit_interval
         if self._turn_to_load:
-            loading = next((followed for followed in self.followed.values() if not followed.load.complete), None)
+            loading = self._to_load()
             # A batch that has begun is ended first: a range is committed alone.
             if loading is not None and not self._batch.open:
                 self._turn_to_load = False
@@ -1017,7 +1051,7 @@ class Applier:
                 return self._take_and_commit(stream)
         elif (idle := self._idle_position(stream)) is not None:
             return self._commit(idle)
-        elif not self._turn_to_load and any(not followed.load.complete for followed in self.followed.values()):
+        elif not self._turn_to_load and self._to_load() is not None:
             self._turn_to_load = True
             return Progress("wait", position=self.position)
         wait = max(0.0, min(timeout, due - self._clock.monotonic())) if stream.buffered or self._batch.open else timeout
@@ -1215,8 +1249,14 @@ class Applier:
 
     # -------------------------------------------------------------------------------------------------- load
 
+    def _to_load(self) -> Followed | None:
+        """A table of which a range is missing, and can be tried to be read."""
+        now = self._clock.monotonic()
+        return next((f for f in self.followed.values() if not f.load.complete and self._load_from.get(f.id, now) <= now), None)
+
     def _load(self, followed: Followed) -> Progress:
         """Read one missing range under a snapshot of its own and commit it with its consistent point."""
+        began = self._clock.monotonic()
         missing = followed.load.next_missing()
         assert missing is not None
         lower, interval = missing
@@ -1231,6 +1271,13 @@ class Applier:
                 else:
                     rows = followed.load_rows(read.rows, read.lsn)
                 followed.loaded_until(followed.load.loaded(lower, read.upper.bound, read.lsn))
+        except Unreachable as error:
+            # A transaction runs for long, or somebody locks the table: meanwhile the stream has at least as much time as this took.
+            now = self._clock.monotonic()
+            self._load_from[followed.id] = now + max(1.0, now - began)
+            if followed.delta is not None:
+                raise
+            return Progress("retry", position=self.position, error=error)
         except UnsupportedTable as error:
             error.table = str(followed.id)
             raise

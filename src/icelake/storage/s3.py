@@ -106,8 +106,8 @@ class S3Storage:
                 return
             while self._uploads and sum(upload.data.nbytes for upload in self._uploads.values()) + view.nbytes > self._limit:
                 if all(upload.error is not None for upload in self._uploads.values()):
-                    # Nothing will make room before these were sent again.
-                    raise next(upload.error for upload in self._uploads.values() if upload.error is not None)
+                    # Nothing will make room before these were sent again; what fails again is raised below.
+                    self._send_again()
                 self._changed.wait()
                 self._raise_failure()
             upload = _Upload(key, view)
@@ -118,13 +118,16 @@ class S3Storage:
         """Return once S3 has acknowledged everything written. Raises the first failure; call it again to send again what failed."""
         with self._changed:
             self._raise_failure()
-            for upload in list(self._uploads.values()):
-                if upload.error is not None:
-                    upload.error, upload.told = None, False
-                    self._send(upload)
+            self._send_again()
             while any(upload.error is None for upload in self._uploads.values()):
                 self._changed.wait()
             self._raise_failure()
+
+    def _send_again(self) -> None:
+        for upload in list(self._uploads.values()):
+            if upload.error is not None:
+                upload.error, upload.told = None, False
+                self._send(upload)
 
     def _raise_failure(self) -> None:
         """Raise what has failed and was not told yet: the first upload, or a delete."""

@@ -164,6 +164,19 @@ def test_what_failed_is_owed_until_it_succeeded(opened: Open, proxy: Proxy) -> N
     assert content(opened()) == {"before": b"1", "early": b"3", "next": b"4"}
 
 
+def test_what_is_larger_than_all_that_may_be_owed_is_sent_again_by_the_next_write(opened: Open, proxy: Proxy) -> None:
+    storage = opened(patience=0.1, in_flight=100)
+    proxy.choose = lambda method, path: "503" if method == "PUT" else None
+    storage.write(at(storage, "large"), b"x" * 200)
+    for _ in range(3):
+        with pytest.raises(Unreachable):
+            storage.write(at(storage, "next"), b"4")
+    proxy.choose = lambda method, path: None
+    storage.write(at(storage, "next"), b"4")
+    storage.flush()
+    assert content(opened()) == {"large": b"x" * 200, "next": b"4"}
+
+
 def test_a_delete_that_failed_is_said_and_the_object_stays(opened: Open, proxy: Proxy) -> None:
     storage = opened(patience=0.1)
     for name in "abc":

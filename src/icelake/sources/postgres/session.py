@@ -66,6 +66,8 @@ def conninfo_of(dsn: str, **more: str) -> str:
         "keepalives_idle": "30",
         "keepalives_interval": "10",
         "keepalives_count": "3",
+        # Keepalives do not count while something sent is unanswered.
+        "tcp_user_timeout": "60000",
         **{name: str(value) for name, value in given.items() if value is not None},
         "application_name": "icelake",
         "client_encoding": "UTF8",

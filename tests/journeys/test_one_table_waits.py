@@ -1,0 +1,95 @@
+"""What one table has to wait for, the others do not: a transaction that runs for long, a lock that somebody holds."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from icelake.ingest.applier import Applier
+from icelake.lakehouse import Lakehouse
+from icelake.project import SourceSettings
+from icelake.sources.postgres.server import PostgresSource
+from icelake.stack.postgres import Postgres
+from tests.mirrored import mirrored
+from tests.museum.exhibit import Exhibit
+
+
+class Quick(Exhibit):
+    @contextmanager
+    def busy(self, *statements: str) -> Iterator[None]:
+        """Somebody's transaction, open for as long as the block lasts."""
+        with psycopg.connect(self.dsn) as other:
+            for statement in statements:
+                other.execute(statement)
+            yield
+            other.rollback()
+
+    def trade(self, applier: Applier, lakehouse: Lakehouse, number: int) -> None:
+        """The table that is followed goes on meanwhile."""
+        self.sql(f"insert into a values ({number})")
+        target = lakehouse._source(lakehouse._source_settings(None)).current_lsn()
+        applier.run_to(target)
+        for _ in range(400):
+            applier.step(0.05)
+            if applier.running and applier.position >= target:
+                return
+        raise AssertionError(applier.status())
+
+
+@pytest.fixture
+def quick(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Quick]:
+    def source(lakehouse: Lakehouse, settings: SourceSettings) -> PostgresSource:
+        return PostgresSource(settings.dsn.reveal(), settings.name, slot_seconds=1)
+
+    monkeypatch.setattr(Lakehouse, "_source", source)
+    with mirrored(Quick, server, tmp_path, request.node.name) as quick:
+        quick.sql("create table a (id int primary key)", "insert into a values (0)")
+        quick.sync()
+        yield quick
+
+
+def test_a_range_waits_for_a_transaction(quick: Quick) -> None:
+    with quick.applier() as (lakehouse, applier):
+        with quick.busy("insert into a values (-1)"):
+            quick.sql("create table late (id int primary key)", "insert into late values (1)")
+            for number in range(1, 6):
+                quick.trade(applier, lakehouse, number)
+            assert [str(table) for table in applier.loading] == ["public.late"]
+        quick.reach(applier, lakehouse)
+    quick.whole()
+    assert quick.lake("select count(*) from late") == [(1,)]
+
+
+def test_a_new_table_waits_for_a_lock(quick: Quick) -> None:
+    with quick.applier() as (lakehouse, applier):
+        quick.sql("create table late (id int primary key)", "insert into late values (1)")
+        with quick.busy("lock table late in share update exclusive mode"):
+            quick.trade(applier, lakehouse, 1)
+            assert [(refusal.name, refusal.code) for refusal in applier.refusals] == [("late", "LOCKED")]
+            # Neither is it taken up while it runs.
+            assert not applier.take_up()
+            assert len(applier.refusals) == 1
+            quick.trade(applier, lakehouse, 2)
+        assert applier.take_up()
+        applier.close()
+        quick.reach(applier, lakehouse)
+        assert not applier.take_up()
+    quick.whole()
+    assert quick.lake("select count(*) from late") == [(1,)]
+
+
+def test_a_reload_waits_for_nobody(quick: Quick) -> None:
+    quick.sql("create table b (id int primary key)")
+    quick.sync()
+    with quick.applier() as (lakehouse, applier):
+        quick.reach(applier, lakehouse)
+        desk = lakehouse._desk("main")
+        quick.session.execute("alter publication " + quick.slot() + " drop table b")
+        with quick.busy("lock table b in share update exclusive mode"):
+            wish = desk.request_resume(["public.b"], True, 60)
+            quick.trade(applier, lakehouse, 1)
+            answer = desk.resume_answer(wish)
+        assert answer is not None
+        assert [(one["table"], one["code"]) for one in answer] == [("public.b", "LOCKED")]
