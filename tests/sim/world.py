@@ -326,7 +326,7 @@ class World:
         self.postgres.promote(self.postgres.wal)
 
     def unreachable(self, call: str) -> Unreachable:
-        return Unreachable("SIM_UNREACHABLE", f"{call}: nothing was done")
+        return Unreachable("LOCKED" if call == "source.read_range" else "SIM_UNREACHABLE", f"{call}: nothing was done")
 
 
 _BUSY = frozenset({"source.publish", "source.create_slot", "source.describe", "source.stream", "source.read_range", "source.rows",

@@ -1275,7 +1275,7 @@ class Applier:
             # A transaction runs for long, or somebody locks the table: meanwhile the stream has at least as much time as this took.
             now = self._clock.monotonic()
             self._load_from[followed.id] = now + max(1.0, now - began)
-            if followed.delta is not None:
+            if error.code not in _WAITS or followed.delta is not None:
                 raise
             return Progress("retry", position=self.position, error=error)
         except UnsupportedTable as error:
@@ -1381,6 +1381,8 @@ class Applier:
 
 _DOUBTED = frozenset({"TABLE_CHANGED_BY_OTHERS", "KEY_TWICE"})
 """Codes of mirrors that may hold a key twice."""
+_WAITS = frozenset({"SLOT_WAITS_FOR_TRANSACTION", "LOCKED", "STATEMENT_TIMEOUT", "NO_FREE_SLOT", "NO_FREE_WALSENDER"})
+"""Codes of what may keep one range from being read for long, while the stream is well."""
 _GONE = frozenset({LEFT_OUT, IS_PARTITION})
 """Codes of mirrors that are not to be followed, whatever they were parked for before."""
 _FOLLOWED = frozenset({"TABLE_GREW", "LEAVES_CHANGED"})
