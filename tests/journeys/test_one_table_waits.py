@@ -93,3 +93,36 @@ def test_a_reload_waits_for_nobody(quick: Quick) -> None:
             answer = desk.resume_answer(wish)
         assert answer is not None
         assert [(one["table"], one["code"]) for one in answer] == [("public.b", "LOCKED")]
+
+
+def test_a_new_table_of_somebody_else(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    with mirrored(Quick, server, tmp_path, request.node.name) as quick:
+        role = "mirror_" + str(quick.one("select current_database()"))
+        quick.sql(
+            f"create role {role} login replication password 'p'",
+            f"grant create on database {quick.one('select current_database()')} to {role}",
+            "create table a (id int primary key)",
+            f"alter table a owner to {role}",
+        )
+        quick.dsn = psycopg.conninfo.make_conninfo(quick.dsn, user=role, password="p")
+        quick.project()
+        quick.sync()
+        quick.sql("create table late (id int primary key)", f"grant select on late to {role}")
+        with quick.applier() as (lakehouse, applier):
+            quick.trade(applier, lakehouse, 1)
+            assert [(refusal.name, refusal.code) for refusal in applier.refusals] == [("late", "NOT_TABLE_OWNER")]
+            # It is told, and not tried every minute.
+            assert not applier.take_up()
+            assert [refusal.name for refusal in applier.refusals] == ["late"]
+            quick.trade(applier, lakehouse, 2)
+            quick.sql(f"alter table late owner to {role}")
+            applier.close()
+            quick.reach(applier, lakehouse)
+            assert not applier.refusals
+        quick.whole()
+        quick.sql(
+            "alter table a owner to current_user",
+            "alter table late owner to current_user",
+            f"drop owned by {role} cascade",
+            f"drop role {role}",
+        )

@@ -184,6 +184,8 @@ class Applier:
         """``schema.name`` of a mirror -> its history, as far as the catalog has one, also one that is not kept any more."""
         self._troubles: dict[TableId, IcelakeError] = {}
         """Mirrors that must stop and are not parked yet."""
+        self._denied: set[TableId] = set()
+        """Tables that came late and may not be published; a start tries again, and nothing before."""
         self._load_from: dict[TableId, float] = {}
         """When a range is tried again that could not be read."""
         self._left_in: Mapping[TableId, str] = {}
@@ -257,6 +259,7 @@ class Applier:
         Raises Fenced, Gap, ForeignChange, UnsupportedTable, Refused and what the ports raise.
         """
         publication = self._take_over()
+        self._denied.clear()
         self._check_server()
         # Before anything that may be refused: meanwhile nobody could change such a table.
         unnamed = self._source.withdraw(publication)
@@ -404,9 +407,10 @@ class Applier:
 
     def take_up(self) -> bool:
         """Publish tables that came to the source since the start, or can be mirrored by now; whether another start would follow any."""
-        known = {**self.followed, **self.parked, **self._troubles}
+        known: dict[TableId, object] = {**self.followed, **self.parked, **self._troubles}
         described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
         entries = self._without_histories(described, known)
+        known |= dict.fromkeys(self._denied)
         new = {entry.id: entry for entry in entries if isinstance(entry, Relation) and entry.id not in known}
         self.refusals = [refusal for refusal in self.refusals if TableId(refusal.schema, refusal.name) not in new]
         return bool(self._publish_late(publication_name(self.name, self._control.source), list(new.values())))
@@ -526,8 +530,10 @@ class Applier:
                 self._source.publish(publication, [relation])
                 out.append(relation)
             except (Refused, Unreachable) as error:
-                if isinstance(error, Refused) and str(relation.id) in self._wanted:
-                    raise
+                if isinstance(error, Refused):
+                    if str(relation.id) in self._wanted:
+                        raise
+                    self._denied.add(relation.id)
                 refusal = Refusal(relation.schema, relation.name, error.code, f"{error.what}: {error.why}", error.fix)
                 self.refusals = [*self.refusals, refusal]
         return out
