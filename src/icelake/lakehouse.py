@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -67,6 +67,8 @@ class At:
     tables: Mapping[str, TableAt]
     snapshots: Mapping[TableId, int]
     cut: Cut | None
+    absent: Collection[str]
+    """Tables the lake has, and not there."""
 
 
 class Lakehouse:
@@ -347,7 +349,6 @@ class Lakehouse:
     def query(self, sql: str, at: str | None = None) -> pa.Table:
         """Ask DuckDB at one point in time (``resolve`` says how it is named); the whole answer."""
         where = self.resolve(at)
-        absent = {str(table) for source in self.project.sources for table, _ in self._readable(source)} - set(where.tables)
         lease = self._catalog.lease(f"query {os.getpid()}", where.snapshots, QUERY_LEASE) if where.snapshots else None
         try:
             with DuckDBEngine(
@@ -356,9 +357,9 @@ class Lakehouse:
                 scratch=self.project.lake / "scratch",
                 s3=self.project.s3,
             ) as engine:
-                return engine.query(sql, where.tables, absent)
+                return engine.query(sql, where.tables, where.absent)
         except ProjectError as error:
-            if error.code == "SQL_UNKNOWN_TABLE" and (meant := named(sql, absent)):
+            if error.code == "SQL_UNKNOWN_TABLE" and (meant := named(sql, where.absent)):
                 raise Refused(
                     "TABLE_NOT_IN_CUT",
                     f"{', '.join(meant)} is not in the cut that is asked",
@@ -375,17 +376,18 @@ class Lakehouse:
         table's snapshot id. Every source's tables are taken at that source's cut. Raises ProjectError if there is none."""
         tables: dict[str, TableAt] = {}
         snapshots: dict[TableId, int] = {}
+        absent: list[str] = []
         found: Cut | None = None
         for source in self.project.sources:
             cut = self._present(source) if at is None else _choose(self._cuts(source), at)
-            if cut is None:
-                continue
-            found = cut
+            found = cut or found
             for table, loaded in self._readable(source):
-                snapshot = cut.tables.get(str(table))
+                snapshot = cut.tables.get(str(table)) if cut is not None else None
                 if snapshot is not None:
                     tables[str(table)] = (loaded.metadata_location, snapshot)
                     snapshots[table] = snapshot
+                else:
+                    absent.append(str(table))
         if found is None and at is not None:
             named = self._by_snapshot(at)
             if named is None:
@@ -396,17 +398,18 @@ class Lakehouse:
                     "`icelake cuts` lists the cuts",
                 )
             return named
-        return At(tables, snapshots, found)
+        return At(tables, snapshots, found, absent)
 
     def _by_snapshot(self, at: str) -> At | None:
         if not at.isdecimal():
             return None
-        for source in self.project.sources:
-            named = {cut.tables.get(name) for cut in self._cuts(source) for name in cut.tables}
-            for table, loaded in self._readable(source):
-                # Of the others some were never a state of the source: a table half loaded, or emptied to be loaded again.
-                if int(at) in named and any(snapshot["snapshot-id"] == int(at) for snapshot in loaded.metadata["snapshots"]):
-                    return At({str(table): (loaded.metadata_location, int(at))}, {table: int(at)}, None)
+        there = [(table, loaded) for source in self.project.sources for table, loaded in self._readable(source)]
+        # Of the others some were never a state of the source: a table half loaded, or emptied to be loaded again.
+        in_cuts = {item for source in self.project.sources for cut in self._cuts(source) for item in cut.tables.items()}
+        for table, loaded in there:
+            if (str(table), int(at)) in in_cuts:
+                absent = [str(other) for other, _ in there if other != table]
+                return At({str(table): (loaded.metadata_location, int(at))}, {table: int(at)}, None, absent)
         return None
 
     def _cuts(self, source: str) -> list[Cut]:
@@ -575,6 +578,8 @@ class Lakehouse:
     ) -> Json:
         dsn = settings.dsn.reveal()
         conninfo_of(dsn)  # says that it cannot be read, where libpq would repeat it
+        # Before the long part, so that nothing is lost with it.
+        left = [] if tables else self._not_mirrored(settings)
         result = verify(
             dsn,
             self._catalog,
@@ -584,7 +589,7 @@ class Lakehouse:
             scratch=self.project.lake / "scratch",
             s3=self.project.s3,
         )
-        return {**result, "not_mirrored": [] if tables else self._not_mirrored(settings)}
+        return {**result, "not_mirrored": left}
 
     def _not_mirrored(self, settings: SourceSettings) -> list[Json]:
         """The tables the source's patterns name and the lake does not have: ``{"name", "code", "why"}``."""

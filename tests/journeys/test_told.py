@@ -1,9 +1,14 @@
 """What commands tell about what they did not do: tables that are not there, are parked again, or were never a state of the source."""
 
+import json
 import re
 import stat
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,6 +20,7 @@ from icelake.lakehouse import Lakehouse
 from icelake.model.lsn import parse_lsn
 from tests.journeys.conftest import Shell
 
+ICELAKE = Path(sys.executable).parent / "icelake"
 OUT_OF_RANGE = "create table readings (id int primary key, at timestamptz); insert into readings values (1, 'infinity')"
 
 
@@ -46,7 +52,7 @@ def test_a_twin_in_other_letters_is_not_taken_for_it(shell: Shell) -> None:
 
 
 def test_verify_names_what_is_not_mirrored(shell: Shell) -> None:
-    mirrored(shell, more='[tables."public.orders"]\nreaders = ["duckdb"]\n')
+    mirrored(shell)
     shell.run("icelake sync")
     shell.sql("create table keyless (v int)")
     report = shell.json("icelake verify --json")
@@ -81,12 +87,20 @@ def test_a_table_that_is_parked_again_is_not_resumed(shell: Shell) -> None:
     assert "infinity" in shell.run("icelake tables readings").stderr
 
 
+@pytest.fixture
+def tokyo() -> Iterator[None]:
+    """The machine's zone is not UTC."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("tokyo")
 def test_the_time_that_is_shown_is_the_cut_s(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     mirrored(shell)
     monkeypatch.setenv("SHOP_DSN", shell.dsn)
-    # Without a zone it is in UTC, as it is shown, whatever the machine's is.
-    monkeypatch.setenv("TZ", "Asia/Tokyo")
-    time.tzset()
     with Lakehouse.open(shell.folder) as lakehouse:
         for number in range(3):
             shell.sql(f"update orders set note = '{number}' where id = 1")
@@ -95,6 +109,7 @@ def test_the_time_that_is_shown_is_the_cut_s(shell: Shell, monkeypatch: pytest.M
         assert len(cuts) >= 3
         every = lakehouse._cuts("shop")[::-1]
         for cut in cuts:
+            # Without a zone it is in UTC, as it is shown.
             for moment in (cut["commit_time"], cut["commit_time"].removesuffix("+00:00")):
                 found = lakehouse.resolve(moment).cut
                 assert found is not None
@@ -113,6 +128,7 @@ def test_a_table_half_loaded_is_no_point_in_time(shell: Shell) -> None:
     named = {snapshot for cut in shell.json("icelake cuts --json")["cuts"] for snapshot in cut["tables"].values()}
     kept = [one["snapshot"] for one in shell.json("icelake tables orders --json")["snapshots_kept"]]
     assert set(kept) & named
+    assert set(kept) - named, "the reload made none that no cut names"
     for snapshot in kept:
         said = shell.run(f'icelake query "select count(*) from orders" --json --at {snapshot}', code=0 if snapshot in named else 2)
         assert ("NO_SUCH_POINT" in said.stdout) == (snapshot not in named)
@@ -128,9 +144,16 @@ def test_a_position_of_nonsense_makes_nothing_at_the_source(shell: Shell) -> Non
 def test_a_sync_that_was_told_to_end_early_says_so(shell: Shell) -> None:
     mirrored(shell)
     shell.run("icelake sync")
-    shell.run("timeout -s TERM 5 icelake sync --until FF/0", code=124)
-    # timeout tells its own code; --preserve-status tells the command's.
-    shell.run("timeout --preserve-status -s TERM 5 icelake sync --until FF/0", code=143)
+    waiting = subprocess.Popen([ICELAKE, "sync", "--until", "FF/0", "--json"], cwd=shell.folder, env=shell.env, stdout=subprocess.PIPE)
+    with psycopg.connect(shell.dsn, autocommit=True) as source:
+        active = "select from pg_replication_slots where active and not temporary and database = current_database()"
+        _until(lambda: source.execute(active).fetchall())
+    waiting.terminate()
+    out, _ = waiting.communicate(timeout=60)
+    # It ended in order, and did not die of the signal, which would be the same code to a shell.
+    assert waiting.returncode == 143
+    assert json.loads(out)["reached"] is False
+    assert shell.json("icelake sync --json")["reached"] is True
 
 
 def test_a_table_that_comes_while_it_is_followed(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

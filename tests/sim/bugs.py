@@ -182,8 +182,8 @@ _ALL = (
         (
             Patch(
                 APPLIER,
-                "                self._source.publish(publication, [relation])\n                out.append(relation)\n",
-                "                out.append(relation)\n",
+                "            if late:\n                self._source.publish(publication, late)\n",
+                "",
             ),
         ),
     ),

@@ -334,8 +334,7 @@ class Applier:
 
     def _relations(self, mirrors: Mapping[TableId, LoadedTable]) -> list[Relation]:
         """What is to be followed. A mirror of which that cannot be said any more is left in ``_troubles``."""
-        described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
-        described = self._without_histories(described, mirrors)
+        described = self._described_all(mirrors)
         refused = [entry for entry in described if isinstance(entry, Refusal)]
         known = {str(table): table for table in mirrors}
         for refusal in refused:
@@ -382,6 +381,11 @@ class Applier:
         error.table = str(table)
         self._troubles.setdefault(table, error)
 
+    def _described_all(self, mirrors: Iterable[TableId]) -> list[Relation | Refusal]:
+        """What the source has of what is wanted, as the project wants it."""
+        described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
+        return self._without_histories(described, mirrors)
+
     def _judged(self, entry: Relation | Refusal) -> Relation | Refusal:
         return entry if isinstance(entry, Refusal) else self._judge(entry)
 
@@ -408,8 +412,7 @@ class Applier:
     def take_up(self) -> bool:
         """Publish tables that came to the source since the start, or can be mirrored by now; whether another start would follow any."""
         known: dict[TableId, object] = {**self.followed, **self.parked, **self._troubles}
-        described = [self._judged(entry) for entry in self._source.describe(self._wanted) if not self._excluded(entry)]
-        entries = self._without_histories(described, known)
+        entries = self._described_all(known)
         known |= dict.fromkeys(self._denied)
         new = {entry.id: entry for entry in entries if isinstance(entry, Relation) and entry.id not in known}
         self.refusals = [refusal for refusal in self.refusals if TableId(refusal.schema, refusal.name) not in new]
@@ -524,19 +527,23 @@ class Applier:
 
     def _publish_late(self, publication: str, late: Sequence[Relation]) -> list[Relation]:
         """Those that are in the publication now. One that cannot be is no reason to stop the others, if only a pattern names it."""
-        out = []
-        for relation in late:
-            try:
-                self._source.publish(publication, [relation])
-                out.append(relation)
-            except (Refused, Unreachable) as error:
-                if isinstance(error, Refused):
-                    if str(relation.id) in self._wanted:
-                        raise
-                    self._denied.add(relation.id)
-                refusal = Refusal(relation.schema, relation.name, error.code, f"{error.what}: {error.why}", error.fix)
-                self.refusals = [*self.refusals, refusal]
-        return out
+        try:
+            if late:
+                self._source.publish(publication, late)
+            return list(late)
+        except (Refused, Unreachable) as error:
+            if isinstance(error, Unreachable) and error.code not in _WAITS:
+                raise
+            if len(late) > 1:
+                return [published for relation in late for published in self._publish_late(publication, [relation])]
+            (relation,) = late
+            if isinstance(error, Refused):
+                if str(relation.id) in self._wanted:
+                    raise
+                self._denied.add(relation.id)
+            refusal = Refusal(relation.schema, relation.name, error.code, f"{error.what}: {error.why}", error.fix)
+            self.refusals = [*self.refusals, refusal]
+            return []
 
     def _check_slot(self) -> None:
         slot = self._source.slot(self._slot)
@@ -1388,7 +1395,7 @@ class Applier:
 _DOUBTED = frozenset({"TABLE_CHANGED_BY_OTHERS", "KEY_TWICE"})
 """Codes of mirrors that may hold a key twice."""
 _WAITS = frozenset({"SLOT_WAITS_FOR_TRANSACTION", "LOCKED", "STATEMENT_TIMEOUT", "NO_FREE_SLOT", "NO_FREE_WALSENDER"})
-"""Codes of what may keep one range from being read for long, while the stream is well."""
+"""Codes of what may keep one table from being published or read for long, while the stream is well."""
 _GONE = frozenset({LEFT_OUT, IS_PARTITION})
 """Codes of mirrors that are not to be followed, whatever they were parked for before."""
 _FOLLOWED = frozenset({"TABLE_GREW", "LEAVES_CHANGED"})

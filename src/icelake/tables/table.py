@@ -317,6 +317,7 @@ class Table:
         return [no for no, file in self.files.items() if file.leaves is None or (file.leaves[0] <= high and low <= file.leaves[1])]
 
     def leaves_of(self, record: Record) -> tuple[int, int] | None:
+        """The smallest and the largest leaf a data file may hold rows of, by its bounds; None: nothing is known of them."""
         ident = next((self.fields.ids[column.name] for column in self.relation.columns if column.attnum == TABLEOID), None)
         if ident is None:
             return None

@@ -474,7 +474,9 @@ def _value(bound: bytes, kind: str) -> Any:
         case "long" | "time" | "timestamp" | "timestamptz":
             return unpack("<q", bound)[0]
         case "float" | "double":
-            return unpack("<f" if kind == "float" else "<d", bound)[0]
+            (value,) = unpack("<f" if kind == "float" else "<d", bound)
+            _require(value == value, "NaN is no bound")
+            return value
         case "boolean":
             return bound != b"\x00"
         case "string" | "binary":

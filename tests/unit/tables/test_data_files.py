@@ -289,6 +289,9 @@ def test_metrics_are_those_of_columns_and_struct_fields() -> None:
     assert back(upper[5], "int") == 5
     assert (lower[7], upper[7]) == (b"[)", b"empty")
     assert lower.keys() == upper.keys() == {1, 5, 7}
+    # The fields of a struct have bounds as columns have, where no NaN is among them.
+    without = file_of(NESTED, rows[1:])
+    assert [back(metrics_of(without, which)[6], "double") for which in ("lower_bounds", "upper_bounds")] == [2.5, 2.5]
     sizes = metrics_of(encoded, "column_sizes")
     assert sizes.keys() == {1, 5, 6, 7, 8, 9, 10}
     row_group = encoded.footer.row_group(0)

@@ -16,7 +16,7 @@ from icelake.model.layout import Layout, PartitionField, SortField
 from icelake.tables import deletion_vectors, position_deletes, table
 from icelake.tables.manifests import ADDED, DELETED, EXISTING, Record, decode_manifest, decode_manifest_list
 from icelake.tables.schema import fields_of
-from icelake.tables.validate import Proposal, validate
+from icelake.tables.validate import Proposal, _value, validate
 from tests.unit.tables.mirror import Mirror, relation
 
 SHAPE = relation(("id", "long"), ("f", "double"), ("text", "string"), ("span", "struct<lower: int, tags: list<uuid>>"))
@@ -587,3 +587,9 @@ def test_a_broken_rule_of_the_layout_is_named(monkeypatch: pytest.MonkeyPatch, f
         validate(draft.proposal())
     assert caught.value.code == "COMMIT_INVALID"
     assert rule in caught.value.why
+
+
+@pytest.mark.parametrize(("kind", "form"), [("float", "<f"), ("double", "<d")])
+def test_nan_is_no_bound(kind: str, form: str) -> None:
+    with pytest.raises(Corrupt, match="NaN is no bound"):
+        _value(struct.pack(form, float("nan")), kind)
