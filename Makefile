@@ -93,7 +93,7 @@ test-tpch: $(INSTALLED) ## TPC-H at scale 1 with changes, 22 queries on both sid
 soak: $(INSTALLED) ## an hour at one commit a second
 	@exec $(BIN)/icelake bench soak --json $(ARGS)
 
-bench: $(INSTALLED) ## figures as JSON: make bench ARGS="apply"
+bench: $(INSTALLED) ## figures as JSON: make bench ARGS="apply.mixed"
 	@exec $(BIN)/icelake bench $(ARGS) --json
 
 lock: ## resolve the dependencies anew (needs uv in .venv)

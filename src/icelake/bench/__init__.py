@@ -10,21 +10,26 @@ from typing import Any
 from icelake.errors import ProjectError
 
 BENCHES = {
-    "apply": "changes from a backlog of WAL into Iceberg, against pg_recvlogical draining the same WAL to /dev/null",
+    "apply.mixed": "a backlog of updates, inserts and deletes into Iceberg, against pg_recvlogical draining the same WAL to /dev/null",
+    "apply.insert_only": "the same of inserts",
+    "apply.toast": "the same of documents whose text the updates leave alone",
+    "apply.tpcc": "the same of orders, payments and deliveries over 9 tables",
     "soak": "a commit a second for as long as you like: commit time, metadata size and read time of each tenth of the run",
 }
-"""Name -> what it measures. A benchmark is the module of its name here, with ``run(size, note) -> figures``."""
+"""Name -> what it measures. A benchmark is the module of its name here, with ``run(variant, size, pairs, note) -> figures``."""
+PAIRS = 5
 
 
-def run(name: str, size: float | None, note: Callable[[str], None]) -> dict[str, Any]:
-    """``{"name", "figures": [{"what", "value", "unit", "against", "ratio"}], …}``. ``size``: None is the benchmark's own default.
+def run(name: str, size: float | None, note: Callable[[str], None], pairs: int = PAIRS) -> dict[str, Any]:
+    """``{"name", "figures": [{"what", "value", "unit", "against", "ratio"}], "verified", …}``. ``size``: None is the benchmark's default.
 
-    ``note`` is told of progress in sentences. Raises ProjectError for an unknown name.
+    ``pairs``: how often ours and its limit are measured, by turns. ``note`` is told of progress in sentences. Raises ProjectError for
+    an unknown name.
     """
     if name not in BENCHES:
         raise ProjectError("UNKNOWN_BENCH", f"there is no benchmark {name}", "", f"one of: {', '.join(BENCHES)}")
-    module = importlib.import_module(f"icelake.bench.{name}")
-    figures: dict[str, Any] = module.run(size, note)
+    module, _, variant = name.partition(".")
+    figures: dict[str, Any] = importlib.import_module(f"icelake.bench.{module}").run(variant, size, pairs, note)
     return {"name": name, **figures}
 
 

@@ -1,127 +1,132 @@
-"""``icelake bench apply``: a backlog of changes into Iceberg, everything on (commits, fsync, key index, validator, upkeep).
+"""``icelake bench apply.WORKLOAD``: a backlog of changes into Iceberg, everything on (commits, fsync, key index, validator, upkeep).
 
-The limit is the server's own: ``pg_recvlogical`` draining the same WAL, through the same plugin and publication, to /dev/null
-over the same unix socket, once before and once after ours. ``size`` is the number of changes (60 % updates, 20 % inserts,
-20 % deletes, in transactions of 100, on a 7-column table that holds as many rows before).
+The limit is the server's own: ``pg_recvlogical`` draining the same WAL, through the same plugin and publication, to /dev/null, by the
+same way (unix socket or TCP). Ours and the limit are measured in pairs, by turns the one or the other first; each pair is another
+backlog, and the ratio told is the median of the pairs'. ``size`` is the number of changes of each backlog.
 """
 
 import os
 import resource
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 
 from icelake.bench import figure
 from icelake.bench.rig import Rig, rig
+from icelake.bench.workloads import WORKLOADS, Workload
 from icelake.model.lsn import format_lsn, parse_lsn
 
-CHANGES = 300_000
-PER_TRANSACTION = 100
+ROWS = 1_000_000
+"""In the tables before, or as many as one backlog changes if that is less."""
 SLOT = "bench_limit"
 
-TABLE = """
-create table item (
-    id bigint primary key, customer int not null, sku text not null, price numeric(12,2) not null,
-    quantity int not null, paid boolean not null, changed timestamptz not null
-);
-insert into item
-select g, g % 5000, 'sku-' || g % 997, (g % 10000) / 100.0, g % 17, g % 2 = 0, timestamptz '2026-01-01' + g * interval '1 second'
-from generate_series(1, {rows}) g;
-"""
 
-WORK = """
-do $$
-declare
-    rows bigint := {rows};
-    top bigint := {rows};
-    low bigint := 1;
-begin
-    for t in 1..{transactions} loop
-        update item set quantity = quantity + 1, price = price + 0.01, changed = changed + interval '1 minute'
-        where id in (select low + 20 + (random() * (top - low - 20))::bigint from generate_series(1, {updates}));
-        insert into item select top + g, g, 'new-' || g, g, g, true, timestamptz '2026-02-01' from generate_series(1, {inserts}) g;
-        top := top + {inserts};
-        delete from item where id >= low and id < low + {deletes};
-        low := low + {deletes};
-        commit;
-    end loop;
-end $$;
-"""
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    changes: int
+    commits: int
+    seconds: float
+    limit: float
+    """Seconds pg_recvlogical took for the same."""
+    cpu: float
+    """CPU seconds of this process."""
 
 
-def run(size: float | None, note: Callable[[str], None]) -> dict[str, Any]:
-    """See the module. ``size``: changes (default 300,000)."""
-    changes = int(size or CHANGES)
+def run(variant: str, size: float | None, pairs: int, note: Callable[[str], None]) -> dict[str, Any]:
+    """See the module. ``variant``: a key of ``bench.workloads.WORKLOADS``."""
+    workload = WORKLOADS[variant]
+    changes = int(size or workload.size)
     with rig(settings={"max_wal_size": "16GB", "autovacuum": "off"}) as bench:
-        return _run(bench, changes, note)
+        return _run(bench, variant, workload, changes, pairs, note)
 
 
-def _run(bench: Rig, changes: int, note: Callable[[str], None]) -> dict[str, Any]:
-    rows = changes
+def _run(bench: Rig, variant: str, workload: Workload, changes: int, pairs: int, note: Callable[[str], None]) -> dict[str, Any]:
+    rows = min(ROWS, changes)
     with psycopg.connect(bench.dsn, autocommit=True) as connection:
-        note(f"making a table of {rows:,} rows")
-        connection.execute(TABLE.format(rows=rows))
+        note(f"making the tables, {rows:,} rows")
+        connection.execute(workload.tables.format(rows=rows))
         began = time.monotonic()
-        bench.lakehouse.sync()
-        loaded = time.monotonic() - began
-        note(f"loaded at {rows / loaded:,.0f} rows/s")
-        publication = connection.execute("select pubname from pg_publication where pubupdate").fetchone()
-        assert publication is not None
-        connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
-        note(f"making {changes:,} changes")
-        share = PER_TRANSACTION // 5
-        connection.execute(WORK.format(rows=rows, transactions=changes // PER_TRANSACTION, updates=3 * share, inserts=share, deletes=share))
-        row = connection.execute("select pg_current_wal_flush_lsn()").fetchone()
-        assert row is not None
-        end = parse_lsn(row[0])
-        # A record behind the end, so that pg_recvlogical sees that it is over.
-        connection.execute("select pg_logical_emit_message(false, 'bench', 'end')")
-
-        limits = [_drain(bench, connection, publication[0], end, note)]
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        began = time.monotonic()
-        status = bench.lakehouse.sync(until=format_lsn(end))
+        loaded = int(bench.lakehouse.sync()["rows_loaded"])
         seconds = time.monotonic() - began
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        limits.append(_drain(bench, connection, publication[0], end, note))
-        applied = int(status["changes"])
+        note(f"loaded {loaded:,} rows at {loaded / seconds:,.0f} rows/s")
+        done: dict[bool, list[_Pair]] = {False: [], True: []}
+        for piece in range(2 * pairs):
+            tcp = bool(piece % 2)
+            work = workload.changes.format(rows=rows, changes=changes, piece=piece)
+            pair = _pair(bench, connection, work, tcp=tcp, limit_first=piece % 4 < 2)
+            done[tcp].append(pair)
+            note(
+                f"{'TCP' if tcp else 'unix socket'}: {pair.changes:,} changes in {pair.seconds:.2f} s, "
+                f"pg_recvlogical {pair.limit:.2f} s: {pair.limit / pair.seconds:.2f} of it; {pair.commits} commits"
+            )
         note("comparing the lake with the source")
         equal = bench.lakehouse.verify()["equal"]
-    limit = applied / (sum(limits) / len(limits))
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    against = "pg_recvlogical to /dev/null over the unix socket, mean of a run before and one after"
     return {
         "verified": equal,
-        "changes": applied,
-        "commits": status["commits"],
+        "workload": workload.what,
+        "changes": sum(pair.changes for pair in (*done[False], *done[True])),
+        "commits": sum(pair.commits for pair in (*done[False], *done[True])),
         "figures": [
-            figure("apply.mixed", applied / seconds, "changes/s", against, limit),
-            figure("apply.mixed per CPU second", applied / cpu, "changes/s"),
-            figure("limit", limit, "changes/s"),
-            figure("load", rows / loaded, "rows/s"),
-            figure("peak memory", after.ru_maxrss / 1024, "MiB"),
+            *_figures(f"apply.{variant}", done[False], "pg_recvlogical to /dev/null over the unix socket"),
+            *_figures(f"apply.{variant} over TCP", done[True], "pg_recvlogical to /dev/null over TCP"),
+            figure("load", loaded / seconds, "rows/s"),
+            figure("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"),
         ],
     }
 
 
-def _drain(bench: Rig, connection: psycopg.Connection[Any], publication: str, end: int, note: Callable[[str], None]) -> float:
-    """Seconds pg_recvlogical takes for the same WAL, from a copy of the slot so that it can be drained again."""
-    connection.execute("select pg_copy_logical_replication_slot(%s, %s)", (SLOT, f"{SLOT}_copy"))
+def _figures(what: str, pairs: list[_Pair], against: str) -> list[dict[str, Any]]:
+    rate = statistics.median(pair.changes / pair.seconds for pair in pairs)
+    ratio = statistics.median(pair.limit / pair.seconds for pair in pairs)
+    return [
+        {**figure(what, rate, "changes/s", against, rate / ratio), "pairs": [round(pair.limit / pair.seconds, 3) for pair in pairs]},
+        figure(f"{what} per CPU second", statistics.median(pair.changes / pair.cpu for pair in pairs), "changes/s"),
+        figure(f"{what}: the limit", statistics.median(pair.changes / pair.limit for pair in pairs), "changes/s"),
+    ]
+
+
+def _pair(bench: Rig, connection: psycopg.Connection[Any], work: str, *, tcp: bool, limit_first: bool) -> _Pair:
+    """One backlog, taken by both."""
+    publication = connection.execute("select pubname from pg_publication where pubupdate").fetchone()
+    assert publication is not None
+    connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
+    connection.execute(work)
+    row = connection.execute("select pg_current_wal_flush_lsn()").fetchone()
+    assert row is not None
+    end = parse_lsn(row[0])
+    # A record behind the end, so that pg_recvlogical sees that it is over.
+    connection.execute("select pg_logical_emit_message(false, 'bench', 'end')")
+    connection.execute("checkpoint")  # not in anybody's time
+    limit = _drain(bench, publication[0], end, tcp=tcp) if limit_first else None
+    bench.reach(tcp=tcp)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    began = time.monotonic()
+    status = bench.lakehouse.sync(until=format_lsn(end))
+    seconds = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    bench.reach(tcp=False)
+    limit = limit if limit is not None else _drain(bench, publication[0], end, tcp=tcp)
+    connection.execute("select pg_drop_replication_slot(%s)", (SLOT,))
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return _Pair(int(status["changes"]), int(status["commits"]), seconds, limit, cpu)
+
+
+def _drain(bench: Rig, publication: str, end: int, *, tcp: bool) -> float:
+    """Seconds pg_recvlogical takes for what is in the slot."""
     began = time.monotonic()
     subprocess.run(
         [
             str(bench.postgres.bin("pg_recvlogical")),
-            *("--dbname", "postgres", "--slot", f"{SLOT}_copy", "--start", "--file", os.devnull, "--no-loop"),
+            *("--dbname", "postgres", "--slot", SLOT, "--start", "--file", os.devnull, "--no-loop"),
             *("--option", "proto_version=1", "--option", f"publication_names={publication}", "--endpos", format_lsn(end)),
         ],
-        env={**os.environ, **bench.postgres.environment, "PGHOST": str(bench.postgres.socket_folder)},
+        env={**os.environ, **bench.postgres.environment, **({} if tcp else {"PGHOST": str(bench.postgres.socket_folder)})},
         check=True,
         capture_output=True,
     )
-    seconds = time.monotonic() - began
-    connection.execute("select pg_drop_replication_slot(%s)", (f"{SLOT}_copy",))
-    note(f"pg_recvlogical drained it in {seconds:.2f} s")
-    return seconds
+    return time.monotonic() - began

@@ -17,6 +17,10 @@ class Rig:
     lakehouse: Lakehouse
     folder: Path
 
+    def reach(self, *, tcp: bool) -> None:
+        """From the next command on, the lakehouse reaches the server over TCP, or over its unix socket."""
+        (self.folder / "dsn").write_text(self.postgres.dsn_tcp if tcp else self.postgres.dsn_socket)
+
 
 @contextmanager
 def rig(tables: str = "public.*", *, settings: Mapping[str, str] | None = None, extra: str = "") -> Iterator[Rig]:

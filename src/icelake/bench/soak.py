@@ -51,7 +51,7 @@ class _Samples:
     """CPU seconds and commits when the last sample was done."""
 
 
-def run(size: float | None, note: Callable[[str], None]) -> dict[str, Any]:
+def run(_variant: str, size: float | None, _pairs: int, note: Callable[[str], None]) -> dict[str, Any]:
     """See the module. ``size``: minutes (default 60)."""
     seconds = (size or MINUTES) * 60
     with rig() as bench:

@@ -11,14 +11,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "name", metavar="NAME", help="; ".join(f"{name}: {what}" for name, what in bench.BENCHES.items()).replace("%", "%%")
     )
     parser.add_argument("--size", metavar="N", type=float, help="how much of it; each benchmark has a default of its own")
+    parser.add_argument(
+        "--pairs",
+        metavar="N",
+        type=_pairs,
+        default=bench.PAIRS,
+        help=f"measure ours and its limit N times by turns; default: {bench.PAIRS}",
+    )
+
+
+def _pairs(text: str) -> int:
+    if (pairs := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return pairs
 
 
 def run(args: argparse.Namespace) -> int:
 
-    result = bench.run(args.name, args.size, output.note)
+    result = bench.run(args.name, args.size, output.note, args.pairs)
     if args.json:
         output.document(result)
         return 0
     headings = {"what": "what", "value": "value", "unit": "unit", "against": "against", "ratio": "ratio"}
-    output.records(result["figures"], headings, numbers=("value", "ratio"))
+    figures = [{key: "" if value is None else value for key, value in figure.items()} for figure in result["figures"]]
+    output.records(figures, headings, numbers=("value", "ratio"))
     return 0
