@@ -14,6 +14,8 @@ BENCHES = {
     "apply.insert_only": "the same of inserts",
     "apply.toast": "the same of documents whose text the updates leave alone",
     "apply.tpcc": "the same of orders, payments and deliveries over 9 tables",
+    "load": "an initial load of lineitem, against COPY (FORMAT binary) of the same rows to /dev/null",
+    "freshness": "the age of what a fresh query answers while 2,000 rows a second change in eight tables",
     "soak": "a commit a second for as long as you like: commit time, metadata size and read time of each tenth of the run",
 }
 """Name -> what it measures. A benchmark is the module of its name here, with ``run(variant, size, pairs, note) -> figures``."""

@@ -8,7 +8,6 @@ backlog, and the ratio told is the median of the pairs'. ``size`` is the number 
 import os
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,15 +117,9 @@ def _pair(bench: Rig, connection: psycopg.Connection[Any], work: str, *, tcp: bo
 
 def _drain(bench: Rig, publication: str, end: int, *, tcp: bool) -> float:
     """Seconds pg_recvlogical takes for what is in the slot."""
-    began = time.monotonic()
-    subprocess.run(
-        [
-            str(bench.postgres.bin("pg_recvlogical")),
-            *("--dbname", "postgres", "--slot", SLOT, "--start", "--file", os.devnull, "--no-loop"),
-            *("--option", "proto_version=1", "--option", f"publication_names={publication}", "--endpos", format_lsn(end)),
-        ],
-        env={**os.environ, **bench.postgres.environment, **({} if tcp else {"PGHOST": str(bench.postgres.socket_folder)})},
-        check=True,
-        capture_output=True,
+    return bench.run(
+        "pg_recvlogical",
+        *("--dbname", "postgres", "--slot", SLOT, "--start", "--file", os.devnull, "--no-loop"),
+        *("--option", "proto_version=1", "--option", f"publication_names={publication}", "--endpos", format_lsn(end)),
+        tcp=tcp,
     )
-    return time.monotonic() - began

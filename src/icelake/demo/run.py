@@ -22,12 +22,12 @@ from rich.text import Text
 
 from icelake.demo import questions
 from icelake.demo.build import Size, build
-from icelake.demo.freshness import BEAT, PULSE, Freshness
 from icelake.demo.screen import Figures, Screen
 from icelake.demo.shop import Traders
 from icelake.errors import ProjectError, Unreachable
 from icelake.ingest.applier import Progress
 from icelake.lakehouse import Lakehouse
+from icelake.observe.freshness import Freshness
 from icelake.ports import Json
 from icelake.stack.postgres import Postgres
 
@@ -39,6 +39,9 @@ name = "demo"
 dsn = { file = "SECRET" }
 tables = ["shop.*"]
 """
+
+PULSE = "SELECT beat FROM shop.pulse WHERE id = 1"
+BEAT = "UPDATE shop.pulse SET beat = %s, at = clock_timestamp() WHERE id = 1"
 
 FIRST_ANSWER_LIMIT = 120.0
 """Seconds until the lake must have answered; then something is badly wrong."""

@@ -12,8 +12,8 @@ from rich.console import Console, RenderableType
 
 from icelake.demo import questions
 from icelake.demo.build import Size, generate
-from icelake.demo.freshness import Freshness
 from icelake.demo.screen import Figures, Screen
+from icelake.observe.freshness import Freshness
 
 NOW = datetime(2026, 11, 20, 20, 30, tzinfo=UTC)
 

@@ -1,6 +1,6 @@
 """How old is what a reader of the lake sees? Measured, not derived.
 
-A heartbeat updates one row of PostgreSQL ten times a second and notes when it sent each beat. A reader asks the lake for that row
+A heartbeat updates one row of PostgreSQL some times a second and notes when it sent each beat. A reader asks the lake for that row
 with an ordinary query at the latest cut, over and over. A beat's freshness is the time from *sending* its transaction (so the
 commit can only be later) until the first answer that holds it or a later beat has *arrived*: commit, capture, apply, commit to
 Iceberg and the query are all in it. Beats sent before the first whole cut was readable belong to the load and are left out.
@@ -9,9 +9,6 @@ Iceberg and the query are all in it. Beats sent before the first whole cut was r
 import threading
 import time
 from collections.abc import Sequence
-
-PULSE = "SELECT beat FROM shop.pulse WHERE id = 1"
-BEAT = "UPDATE shop.pulse SET beat = %s, at = clock_timestamp() WHERE id = 1"
 
 
 class Freshness:
