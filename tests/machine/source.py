@@ -205,11 +205,11 @@ class Source:
             note(self.sql(statement))
             self.session.execute(self.sql(statement))
 
-    def attempt(self, statement: str) -> bool:
-        """It may be refused; whether it was not."""
+    def attempt(self, *statements: str) -> bool:
+        """All of them or none: they may be refused; whether they were not."""
         try:
             with self.session.transaction():
-                self.run(statement)
+                self.run(*statements)
         except REFUSED as error:
             note(f"-- {type(error).__name__}")
             return False
@@ -256,10 +256,12 @@ class Source:
         return st.one_of(st.sampled_from([*plain, *big]), st.sampled_from(offered(self.version, self.has, key=key)))
 
     def _can_be_split(self, table: Table) -> bool:
-        """Not every type can be hashed, nor has every one an order."""
+        """Not every type can be hashed, nor has every one an order; of an array's elements that shows at the first row."""
+        names, samples = (", ".join(texts) for texts in zip(*((c.q, c.kind.sample) for c in table.columns), strict=True))
         try:
             with self.session.transaction(force_rollback=True):
                 self.create(table)
+                self.run(f"insert into {table.q} ({names}) values ({samples})")
         except psycopg.Error as error:
             note(f"-- {type(error).__name__}")
             return False
