@@ -16,3 +16,22 @@ def test_a_backlog_is_applied_and_verified(name: str) -> None:
     for what in (f"apply.{name}", f"apply.{name} over TCP"):
         assert figures[what]["ratio"] == pytest.approx(figures[what]["value"] / figures[f"{what}: the limit"]["value"], abs=0.001)
         assert len(figures[what]["pairs"]) == 1
+
+
+def test_a_load_is_measured_and_verified() -> None:
+    result = bench.run("load", 1000, lambda _: None, pairs=1)
+    assert result["verified"]
+    figures = {figure["what"]: figure for figure in result["figures"]}
+    assert figures["load.rows"]["ratio"] == pytest.approx(
+        figures["load.rows"]["value"] / figures["load.rows: the limit"]["value"], abs=0.001
+    )
+
+
+def test_freshness_counts_every_beat_while_the_tables_change() -> None:
+    result = bench.run("freshness", 0.1, lambda _: None)
+    assert result["verified"]
+    assert result["changes"] > 0
+    # Six seconds of beats; the slowest of them is among the ages, whenever it was seen.
+    assert result["beats"] >= 6
+    figures = {figure["what"]: figure["value"] for figure in result["figures"]}
+    assert 0 < figures["freshness.p50_ms"] <= figures["freshness.p99_ms"] <= figures["freshness.max_ms"]

@@ -4,6 +4,7 @@ A shared machine's absolute times say little; ratios do. Nothing here asserts a 
 """
 
 import importlib
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -44,3 +45,8 @@ def figure(what: str, value: float, unit: str, against: str | None = None, limit
         "against": against,
         "ratio": round(value / limit, 3) if limit else None,
     }
+
+
+def peak_memory() -> dict[str, Any]:
+    """The figure of this process so far: before ``verify`` it is the applier's."""
+    return figure("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB")

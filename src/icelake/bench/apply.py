@@ -6,7 +6,6 @@ backlog, and the ratio told is the median of the pairs'. ``size`` is the number 
 """
 
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from icelake.bench import figure
+from icelake.bench import figure, peak_memory
 from icelake.bench.rig import Rig, rig
 from icelake.bench.workloads import WORKLOADS, Workload
 from icelake.model.lsn import format_lsn, parse_lsn
@@ -63,6 +62,7 @@ def _run(bench: Rig, variant: str, workload: Workload, changes: int, pairs: int,
                 f"{'TCP' if tcp else 'unix socket'}: {pair.changes:,} changes in {pair.seconds:.2f} s, "
                 f"pg_recvlogical {pair.limit:.2f} s: {pair.limit / pair.seconds:.2f} of it; {pair.commits} commits"
             )
+        memory = peak_memory()
         note("comparing the lake with the source")
         equal = bench.lakehouse.verify()["equal"]
     return {
@@ -74,7 +74,7 @@ def _run(bench: Rig, variant: str, workload: Workload, changes: int, pairs: int,
             *_figures(f"apply.{variant}", done[False], "pg_recvlogical to /dev/null over the unix socket"),
             *_figures(f"apply.{variant} over TCP", done[True], "pg_recvlogical to /dev/null over TCP"),
             figure("load", loaded / seconds, "rows/s"),
-            figure("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"),
+            memory,
         ],
     }
 
@@ -103,15 +103,12 @@ def _pair(bench: Rig, connection: psycopg.Connection[Any], work: str, *, tcp: bo
     connection.execute("checkpoint")  # not in anybody's time
     limit = _drain(bench, publication[0], end, tcp=tcp) if limit_first else None
     bench.reach(tcp=tcp)
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    began = time.monotonic()
+    began, used = time.monotonic(), time.process_time()
     status = bench.lakehouse.sync(until=format_lsn(end))
-    seconds = time.monotonic() - began
-    after = resource.getrusage(resource.RUSAGE_SELF)
+    seconds, cpu = time.monotonic() - began, time.process_time() - used
     bench.reach(tcp=False)
     limit = limit if limit is not None else _drain(bench, publication[0], end, tcp=tcp)
     connection.execute("select pg_drop_replication_slot(%s)", (SLOT,))
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return _Pair(int(status["changes"]), int(status["commits"]), seconds, limit, cpu)
 
 

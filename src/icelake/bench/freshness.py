@@ -91,6 +91,7 @@ def _run(bench: Rig, seconds: float, note: Callable[[str], None]) -> dict[str, A
         with trading:
             while trading.poll() is None:
                 _ask(bench, freshness)
+                _must_live(following, beating)
                 if time.monotonic() >= told:
                     told += 10
                     recent = sorted(freshness.recent(10 * BEATS_PER_SECOND))
@@ -100,7 +101,14 @@ def _run(bench: Rig, seconds: float, note: Callable[[str], None]) -> dict[str, A
             if trading.returncode:
                 raise subprocess.CalledProcessError(trading.returncode, "pgbench", said)
         traded = time.monotonic() - began
-        ages = sorted(freshness.recent(freshness.samples - before))
+        stop.set()
+        beating.join()
+        # The beats that are not seen yet are the oldest of all.
+        deadline = time.monotonic() + _STARTING
+        while freshness.lag():
+            if following.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("icelake sync --follow did not show the last beats")
+            _ask(bench, freshness)
     finally:
         stop.set()
         beating.join()
@@ -116,11 +124,12 @@ def _run(bench: Rig, seconds: float, note: Callable[[str], None]) -> dict[str, A
     return {
         "verified": equal,
         "changes": changes,
-        "beats": len(ages),
+        "beats": freshness.samples - before,
         "figures": [
-            figure("freshness.p99_ms", 1000 * ages[min(len(ages) - 1, int(0.99 * len(ages)))], "ms", against),
-            figure("freshness.p50_ms", 1000 * ages[len(ages) // 2], "ms", against),
-            figure("freshness.max_ms", 1000 * ages[-1], "ms", against),
+            *(
+                figure(f"freshness.{what}_ms", _milliseconds(freshness.percentile(part, before)), "ms", against)
+                for what, part in (("p99", 0.99), ("p50", 0.5), ("max", 1.0))
+            ),
             figure("changes", changes / traded, "changes/s", "what was asked for", PER_SECOND),
         ],
     }
@@ -130,6 +139,19 @@ def _beat(dsn: str, freshness: Freshness, stop: threading.Event) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         while not stop.wait(1 / BEATS_PER_SECOND):
             connection.execute("update pulse set beat = %s", (freshness.next_beat(),))
+
+
+def _must_live(following: "subprocess.Popen[bytes]", beating: threading.Thread) -> None:
+    """What is not asked for any more, or not answered, would not be missed among the ages."""
+    if following.poll() is not None:
+        raise RuntimeError(f"icelake sync --follow ended with code {following.returncode}")
+    if not beating.is_alive():
+        raise RuntimeError("the heartbeat stopped")
+
+
+def _milliseconds(seconds: float | None) -> float:
+    assert seconds is not None  # the last beats were seen
+    return 1000 * seconds
 
 
 def _ask(bench: Rig, freshness: Freshness) -> None:

@@ -5,7 +5,6 @@ Parquet, key index, commits. The limit is psql's, on as many connections as ours
 """
 
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from icelake.bench import figure
+from icelake.bench import figure, peak_memory
 from icelake.bench.rig import Rig, rig
 
 ROWS = 5_000_000
@@ -62,6 +61,7 @@ def _run(bench: Rig, rows: int, pairs: int, note: Callable[[str], None]) -> dict
             ours.append(time.monotonic() - began)
             processor.append(time.process_time() - used)
             if pair == pairs - 1:
+                memory = peak_memory()
                 note("comparing the lake with the source")
                 equal = bool(lakehouse.verify()["equal"])
         if pair % 2 == 1:
@@ -78,7 +78,7 @@ def _run(bench: Rig, rows: int, pairs: int, note: Callable[[str], None]) -> dict
             },
             figure("load.rows per CPU second", rows / statistics.median(processor), "rows/s"),
             figure("load.rows: the limit", rows / statistics.median(limits), "rows/s"),
-            figure("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"),
+            memory,
         ],
     }
 

@@ -5,8 +5,6 @@ Every workload counts changes as the source's log has them: rows inserted, updat
 
 from dataclasses import dataclass
 
-PER_TRANSACTION = 100
-
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -29,23 +27,34 @@ select g, g % 5000, 'sku-' || g % 997, (g % 10000) / 100.0, g % 17, g % 2 = 0, t
 from generate_series(1, {rows}) g;
 """
 
-_MIXED = """
+
+def _turns(table: str, before: str, change: str, row: str) -> str:
+    """60 updates, 20 inserts, 20 deletes a transaction. ``before``: the ids there were; ``row`` is of ``g``, from 1, after ``top``."""
+    return f"""
 do $$
 declare
-    top bigint := {rows} + {piece} * ({changes} / 5);
-    low bigint := 1 + {piece} * ({changes} / 5);
+    top bigint := {before} + {{piece}} * ({{changes}} / 5);
+    low bigint := 1 + {{piece}} * ({{changes}} / 5);
 begin
-    for t in 1..{changes} / 100 loop
-        update item set quantity = quantity + 1, price = price + 0.01, changed = changed + interval '1 minute'
+    for t in 1..{{changes}} / 100 loop
+        update {table} set {change}
         where id in (select low + 20 + (random() * (top - low - 20))::bigint from generate_series(1, 60));
-        insert into item select top + g, g, 'new-' || g, g, g, true, timestamptz '2026-02-01' from generate_series(1, 20) g;
+        insert into {table} select {row} from generate_series(1, 20) g;
         top := top + 20;
-        delete from item where id >= low and id < low + 20;
+        delete from {table} where id >= low and id < low + 20;
         low := low + 20;
         commit;
     end loop;
 end $$;
 """
+
+
+_MIXED = _turns(
+    "item",
+    "{rows}",
+    "quantity = quantity + 1, price = price + 0.01, changed = changed + interval '1 minute'",
+    "top + g, g, 'new-' || g, g, g, true, timestamptz '2026-02-01'",
+)
 
 _INSERTS = """
 do $$
@@ -70,25 +79,12 @@ select g, 'document ' || g, 0, (select string_agg(md5(g::text || n), '') from ge
 from generate_series(1, greatest(1000, {rows} / 50)) g;
 """
 
-_DOCUMENTS = """
-do $$
-declare
-    top bigint := greatest(1000, {rows} / 50) + {piece} * ({changes} / 5);
-    low bigint := 1 + {piece} * ({changes} / 5);
-begin
-    for t in 1..{changes} / 100 loop
-        update document set views = views + 1
-        where id in (select low + 20 + (random() * (top - low - 20))::bigint from generate_series(1, 60));
-        insert into document
-        select top + g, 'new ' || g, 0, (select string_agg(md5((top + g)::text || n), '') from generate_series(1, 128) n)
-        from generate_series(1, 20) g;
-        top := top + 20;
-        delete from document where id >= low and id < low + 20;
-        low := low + 20;
-        commit;
-    end loop;
-end $$;
-"""
+_DOCUMENTS = _turns(
+    "document",
+    "greatest(1000, {rows} / 50)",
+    "views = views + 1",
+    "top + g, 'new ' || g, 0, (select string_agg(md5((top + g)::text || n), '') from generate_series(1, 128) n)",
+)
 
 _TPCC = """
 create table warehouse (w_id int primary key, w_name text not null, w_tax numeric(4,4) not null, w_ytd numeric(12,2) not null);
@@ -124,8 +120,7 @@ insert into item select i, 'item ' || i, 1 + i % 100 from generate_series(1, gre
 insert into stock select w, i, 50, 0, 0, repeat('s', 40) from generate_series(1, 4) w, generate_series(1, greatest(100, {rows} / 40)) i;
 """
 
-# A new order of ten lines is 24 changes, a payment 4, a delivery of ten orders about 131: 44 of 100 transactions are orders, as many
-# payments, 4 deliveries.
+# Of 46 transactions 22 are new orders (23 changes each), 22 payments (4), 2 deliveries (13 for each of ten districts that has an order).
 _TPCC_WORK = """
 do $$
 declare

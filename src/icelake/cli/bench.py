@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_pairs,
         default=bench.PAIRS,
-        help=f"measure ours and its limit N times by turns; default: {bench.PAIRS}",
+        help=f"where a limit is measured, N times ours and the limit by turns; default: {bench.PAIRS}",
     )
 
 
@@ -27,7 +27,6 @@ def _pairs(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-
     result = bench.run(args.name, args.size, output.note, args.pairs)
     if args.json:
         output.document(result)

@@ -53,8 +53,8 @@ class Freshness:
                 return None
             return time.monotonic() - self._sent[self._seen] if self._seen < len(self._sent) else 0.0
 
-    def percentile(self, part: float) -> float | None:
-        """Nearest rank, in seconds, over all samples; None without any."""
+    def percentile(self, part: float, first: int = 0) -> float | None:
+        """Nearest rank, in seconds, over the samples from the ``first`` on; None without any."""
         with self._lock:
-            ages = sorted(self._ages)
+            ages = sorted(self._ages[first:])
         return ages[min(len(ages) - 1, int(part * len(ages)))] if ages else None
