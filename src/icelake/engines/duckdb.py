@@ -85,6 +85,10 @@ def connect(
         "python_enable_replacements": "false",
         # A cache keyed by path and time would be one more thing that can be stale; the page cache does as well.
         "enable_external_file_cache": "false",
+        # Iceberg's scan takes deletes from its estimate of rows also where it has left the rows' own manifests out (1.5.5, GetCardinality
+        # in iceberg_multi_file_list.cpp): the estimate wraps round to 2^64 - n, and this pass ends the query with an INTERNAL error.
+        # Without it TPC-H takes the same time.
+        "disabled_optimizers": "statistics_propagation",
         "extension_directory": str(extension_file("iceberg").parent.parent),
         "memory_limit": memory_limit,
         "temp_directory": str(scratch.absolute()) if scratch else "",
