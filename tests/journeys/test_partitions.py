@@ -255,6 +255,12 @@ def test_rows_that_nothing_names(server: Postgres, tmp_path: Path) -> None:
         made.equal()
         made.sql("alter table t detach partition a", "insert into a values (1, 'alone')")
         made.equal()
+        # Without a leaf nothing says how rows are named.
+        made.sql("alter table t detach partition b", "alter table t detach partition c")
+        assert made.sync() == ["NO_PRIMARY_KEY"]
+        made.sql("alter table t attach partition b for values in (2)", "update t set v = 'again' where v = 'y'")
+        made.lakehouse.resume(["t"], reload=True)
+        made.equal()
 
 
 def test_append_only(server: Postgres, tmp_path: Path) -> None:

@@ -206,7 +206,9 @@ class Machine(RuleBasedStateMachine):
     def leaf(self, data: st.DataObject, table: Table, part: Part) -> None:
         source, leaf = self.source, self.source.leaf(part)
         if part.attached:
-            how = data.draw(st.sampled_from(["truncate", "detach", "drop", "round"]))
+            # Without a key its leaves say that rows are named by all they have; without a leaf nothing does (test_partitions.py).
+            last = not table.key and sum(one.attached for one in table.parts) == 1
+            how = data.draw(st.sampled_from(["truncate", "round"] if last else ["truncate", "detach", "drop", "round"]))
         elif part.there and part.alike:
             how = data.draw(st.sampled_from(["attach", "attach", "drop", "fill"]))
         else:
