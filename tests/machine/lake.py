@@ -272,34 +272,28 @@ class Readers:
 
     def agree(self) -> None:
         ours = self._engine.sql(f"SELECT * FROM {self._scan}").to_arrow_table()
-        expected = self._bits([ours.column(place) for place in range(len(self._columns))])
-        theirs = self._pyiceberg(len(expected))
+        theirs = self._pyiceberg(ours.num_rows)
         if theirs is not None:
-            assert theirs == self._as_pyiceberg(expected, ours), f"{self._name}: PyIceberg and DuckDB read different rows"
+            assert self._bits(theirs) == self._bits(ours), f"{self._name}: PyIceberg and DuckDB read different rows"
         for place, column in enumerate(self._columns):
             self._findable(place, column)
 
-    def _bits(self, columns: Sequence[Any]) -> Rows:
-        cast = [typed(values, column) for values, column in zip(columns, self._columns, strict=True)]
-        return _ordered([_plain(values) for values in cast])
+    def _bits(self, table: pa.Table) -> Rows:
+        """As PyIceberg shows it: also PyIceberg's own rows, as what it makes empty is null where a file has no such column."""
+        shown = []
+        for values, column in zip(table.columns, self._columns, strict=True):
+            cast, kind = typed(values, column), parse(column.iceberg)
+            plain = cast.cast(bits(cast.type)).to_pylist()
+            shown.append(plain if isinstance(kind, Primitive) else [as_pyiceberg(value, kind) for value in plain])
+        return _ordered(shown)
 
-    def _pyiceberg(self, rows: int) -> Rows | None:
+    def _pyiceberg(self, rows: int) -> pa.Table | None:
         """None: it cannot read this one (``ENGINE_FAULTS``)."""
         if not rows and any("uuid" in column.iceberg != "uuid" for column in self._columns):
             return None
         found = StaticTable.from_metadata(self._location).scan(snapshot_id=self._snapshot).to_arrow()
         assert found.column_names == [column.name for column in self._columns]
-        return self._bits(list(found.columns))
-
-    def _as_pyiceberg(self, expected: Rows, ours: pa.Table) -> Rows:
-        kinds = [parse(column.iceberg) for column in self._columns]
-        if all(isinstance(kind, Primitive) for kind in kinds):
-            return expected
-        shown = [
-            [as_pyiceberg(value, kind) for value in _plain(typed(ours.column(place), column))]
-            for place, (column, kind) in enumerate(zip(self._columns, kinds, strict=True))
-        ]
-        return _ordered(shown)
+        return found
 
     def _findable(self, place: int, column: Column) -> None:
         """Each value is found through the partition and the bounds of the file it is in."""
@@ -326,11 +320,6 @@ def _spelled(place: int, column: Column) -> str:
 def _ordered(columns: Sequence[Sequence[Any]]) -> Rows:
     """Rows in some order, each value so that -0.0 is not 0.0, and NaN is NaN."""
     return sorted(zip(*(map(comparable, values) for values in columns), strict=True), key=repr)
-
-
-def _plain(values: Any) -> list[Any]:
-    plain: list[Any] = values.cast(bits(values.type)).to_pylist()
-    return plain
 
 
 ENGINE_FAULTS = {
