@@ -3,10 +3,11 @@
 import pytest
 
 from icelake import bench
+from icelake.bench import commit, read
 from icelake.bench.workloads import WORKLOADS
 
 
-@pytest.mark.parametrize("name", sorted(WORKLOADS))
+@pytest.mark.parametrize("name", [*sorted(WORKLOADS), "stream"])
 def test_a_backlog_is_applied_and_verified(name: str) -> None:
     said: list[str] = []
     result = bench.run(f"apply.{name}", 1000, said.append, pairs=1)
@@ -35,3 +36,21 @@ def test_freshness_counts_every_beat_while_the_tables_change() -> None:
     assert result["beats"] >= 6
     figures = {figure["what"]: figure["value"] for figure in result["figures"]}
     assert 0 < figures["freshness.p50_ms"] <= figures["freshness.p99_ms"] <= figures["freshness.max_ms"]
+
+
+def test_commits_and_reads_are_measured_and_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (commit, read):
+        monkeypatch.setattr(module, "COMMITS", 5)
+    vectors = bench.run("commit.dv_seconds", 5, lambda _: None, pairs=1)
+    assert vectors["verified"]
+    assert vectors["figures"][0]["ratio"] == pytest.approx(vectors["figures"][0]["value"] / vectors["figures"][2]["value"], rel=0.1)
+    growth = bench.run("commit.exponent", 100_000, lambda _: None)
+    assert growth["verified"]
+    updated = bench.run("read.after_updates", 2000, lambda _: None, pairs=1)
+    assert updated["verified"]
+
+
+def test_memory_is_that_of_the_process_that_syncs() -> None:
+    result = bench.run("memory", 1000, lambda _: None)
+    assert result["verified"]
+    assert 50 < result["figures"][0]["value"] < 4000

@@ -15,7 +15,12 @@ BENCHES = {
     "apply.insert_only": "the same of inserts",
     "apply.toast": "the same of documents whose text the updates leave alone",
     "apply.tpcc": "the same of orders, payments and deliveries over 9 tables",
+    "apply.stream": "updates, inserts and deletes as they are made, against pg_recvlogical taking them as they are made",
     "load": "an initial load of lineitem, against COPY (FORMAT binary) of the same rows to /dev/null",
+    "read.after_updates": "queries after a tenth of the rows was updated in a hundred commits, against the same rows freshly loaded",
+    "commit.dv_seconds": "a commit that deletes 1,000 rows of each of 100 files, against writing as many files",
+    "commit.exponent": "how the time of a commit grows with the rows of its table",
+    "memory": "the most memory a sync holds while it loads two tables of ten million keys, and follows them",
     "freshness": "the age of what a fresh query answers while 2,000 rows a second change in eight tables",
     "soak": "a commit a second for as long as you like: commit time, metadata size and read time of each tenth of the run",
 }

@@ -26,9 +26,10 @@ create table lineitem (
     primary key (l_orderkey, l_linenumber)
 );
 insert into lineitem
-select 1 + g / 4, 1 + (g * 7919) % 200000, 1 + (g * 104729) % 10000, 1 + g % 4, 1 + g % 50, 900 + (g * 31) % 104000 + (g % 100) / 100.0,
-    (g % 11) / 100.0, (g % 9) / 100.0, substr('RAN', 1 + g % 3, 1), substr('OF', 1 + g % 2, 1), date '1992-01-01' + g % 2500,
-    date '1992-01-31' + (g * 17) % 2500, date '1992-01-02' + g % 2500 + g % 30,
+select 1 + g / 4, 1 + (g::bigint * 7919) % 200000, 1 + (g::bigint * 104729) % 10000, 1 + g % 4, 1 + g % 50,
+    900 + (g::bigint * 31) % 104000 + (g % 100) / 100.0, (g % 11) / 100.0, (g % 9) / 100.0,
+    substr('RAN', 1 + g % 3, 1), substr('OF', 1 + g % 2, 1), date '1992-01-01' + g % 2500, date '1992-01-31' + g * 17 % 2500,
+    date '1992-01-02' + g % 2500 + g % 30,
     (array['DELIVER IN PERSON', 'COLLECT COD', 'NONE', 'TAKE BACK RETURN'])[1 + g % 4],
     (array['REG AIR', 'AIR', 'RAIL', 'SHIP', 'TRUCK', 'MAIL', 'FOB'])[1 + g % 7], substr(md5(g::text) || md5((g + 1)::text), 1, 10 + g % 34)
 from generate_series(0, {rows} - 1) g;
