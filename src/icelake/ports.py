@@ -161,8 +161,11 @@ class Stream(Protocol):
         """Every commit before this position has been *received* (keepalives and transactions). Never less than ``complete``."""
         ...
 
-    def wait(self, timeout: float) -> bool:
-        """Receive until something new came or ``timeout`` seconds passed; True if something did (keepalives count)."""
+    def wait(self, timeout: float, enough: int = 0) -> bool:
+        """Receive until something new came or ``timeout`` seconds passed; True if something did (keepalives count).
+
+        What is new ends the waiting only once ``enough`` bytes are buffered.
+        """
         ...
 
     def take(self, *, before: int | None = None, max_bytes: int = 1 << 25) -> Chunk | None:

@@ -923,7 +923,7 @@ class SimStream:
         self._silence -= 1
         return self._silence < 0
 
-    def wait(self, timeout: float) -> bool:
+    def wait(self, timeout: float, enough: int = 0) -> bool:
         world = self._world
         fault = world.enter(self.process, "stream.wait")
         if fault == "server crash":
@@ -935,7 +935,7 @@ class SimStream:
         if self._gone():
             raise Unreachable("SIM_CONNECTION_LOST", "the replication connection is gone")
         news = self.attached and self._receive()
-        if not news:
+        if not news or self._buffered < enough:
             world.time += max(0.0, timeout)
         world.leave(self.process, "stream.wait", fault)
         return news

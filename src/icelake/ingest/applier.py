@@ -1067,11 +1067,14 @@ class Applier:
         elif not self._turn_to_load and self._to_load() is not None:
             self._turn_to_load = True
             return Progress("wait", position=self.position)
-        wait = max(0.0, min(timeout, due - self._clock.monotonic())) if stream.buffered or self._batch.open else timeout
+        wait, enough = timeout, 0
+        if stream.buffered or self._batch.open:
+            wait = max(0.0, min(timeout, due - self._clock.monotonic()))
+            enough = self.settings.chunk_bytes - self._batch.bytes
         if self._wanted_position() > stream.server_lsn:
             stream.ask()
             wait = min(wait, 0.1)
-        stream.wait(wait)
+        stream.wait(wait, enough)
         return Progress("wait", position=self.position)
 
     def _take(self, stream: Stream, before: int | None = None) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from icelake.model.types import IcebergType, ListType, MapType, StructType, parse
@@ -381,7 +381,7 @@ def test_equal_values_have_equal_texts_and_every_neighbour_another(bench: Bench,
     how = bench.form(shape.sql, shape.lake)
     deep = name.startswith("order")
 
-    @settings(max_examples=5 if deep else 12, deadline=None)
+    @settings(max_examples=5 if deep else 12, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
     @given(st.lists(shape.values, min_size=1, max_size=2))
     def check(drawn: list[Any]) -> None:
         values = [None, *drawn, *(other for value in drawn for other in islice(shape.near(value), 40))]

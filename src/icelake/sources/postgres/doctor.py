@@ -14,8 +14,9 @@ from psycopg import sql
 from icelake.errors import IcelakeError, Refused
 from icelake.model.relation import Column, Refusal, Relation, excludes
 from icelake.sources.postgres import releases, schema
-from icelake.sources.postgres.server import EVERYTHING, published, slot_state
+from icelake.sources.postgres.server import EVERYTHING, published
 from icelake.sources.postgres.session import ALWAYS, Connection, address, run, session
+from icelake.sources.postgres.stream import slot_state
 
 Level = Literal["ok", "note", "warning", "problem"]
 

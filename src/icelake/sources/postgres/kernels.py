@@ -59,7 +59,7 @@ _MAX_DAYS: Final = 106_751_991
 _MAX_DAY_REST: Final = 14_454_775_807
 
 
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder to keep compiled code in: it is compiled anew in every process
@@ -69,22 +69,22 @@ def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 # ------------------------------------------------------------------------------------------------------- pgoutput frames
 
 
-@_kernel
+@kernel
 def _u16(buf: Any, at: Any) -> Any:
     return (np.int64(buf[at]) << 8) | np.int64(buf[at + 1])
 
 
-@_kernel
-def _u32(buf: Any, at: Any) -> Any:
+@kernel
+def u32(buf: Any, at: Any) -> Any:
     return (np.int64(buf[at]) << 24) | (np.int64(buf[at + 1]) << 16) | (np.int64(buf[at + 2]) << 8) | np.int64(buf[at + 3])
 
 
-@_kernel
-def _i64(buf: Any, at: Any) -> Any:
-    return (_u32(buf, at) << 32) | _u32(buf, at + 4)
+@kernel
+def i64(buf: Any, at: Any) -> Any:
+    return (u32(buf, at) << 32) | u32(buf, at + 4)
 
 
-@_kernel
+@kernel
 def scan_frames(buf: Any, state: Any, oids: Any, layouts: Any, begun: Any, kind: Any, body: Any, end: Any, layout: Any, lsn: Any) -> Any:
     """Walk frames from ``state[AT]``; note each I, U, D; stop at R and T (the caller reads those and calls again).
 
@@ -119,7 +119,7 @@ def scan_frames(buf: Any, state: Any, oids: Any, layouts: Any, begun: Any, kind:
             if length < 8:
                 status = BAD_MESSAGE
                 break
-            oid = _u32(buf, first + 1)
+            oid = u32(buf, first + 1)
             if oid != last_oid:
                 low = 0
                 high = known
@@ -145,19 +145,19 @@ def scan_frames(buf: Any, state: Any, oids: Any, layouts: Any, begun: Any, kind:
                 status = BAD_BEGIN
                 break
             state[OPEN] = 1
-            state[FINAL_LSN] = _i64(buf, first + 1)
+            state[FINAL_LSN] = i64(buf, first + 1)
             begun[state[BEGUN], 0] = state[FINAL_LSN]
-            begun[state[BEGUN], 1] = _i64(buf, first + 9) + _POSTGRES_EPOCH_US
-            begun[state[BEGUN], 2] = _u32(buf, first + 17)
+            begun[state[BEGUN], 1] = i64(buf, first + 9) + _POSTGRES_EPOCH_US
+            begun[state[BEGUN], 2] = u32(buf, first + 17)
             state[BEGUN] += 1
         elif what == 67:  # C: flags, commit LSN, end LSN, commit time
-            if state[OPEN] == 0 or length != 26 or _i64(buf, first + 2) != state[FINAL_LSN]:
+            if state[OPEN] == 0 or length != 26 or i64(buf, first + 2) != state[FINAL_LSN]:
                 status = BAD_COMMIT
                 break
             state[OPEN] = 0
-            state[POSITION] = _i64(buf, first + 10)
+            state[POSITION] = i64(buf, first + 10)
             state[TRANSACTIONS] += 1
-            time = _i64(buf, first + 18) + _POSTGRES_EPOCH_US
+            time = i64(buf, first + 18) + _POSTGRES_EPOCH_US
             if time > state[COMMIT_TIME]:
                 state[COMMIT_TIME] = time
         elif what == 82 or what == 84:  # R T
@@ -183,7 +183,7 @@ def scan_frames(buf: Any, state: Any, oids: Any, layouts: Any, begun: Any, kind:
     return status
 
 
-@_kernel
+@kernel
 def group(layout: Any, groups: Any, order: Any, bounds: Any) -> Any:
     """Stable counting sort: ``order`` lists the changes of group 0, 1, ...; group g is ``order[bounds[g]:bounds[g + 1]]``."""
     for g in range(groups + 1):
@@ -201,7 +201,7 @@ def group(layout: Any, groups: Any, order: Any, bounds: Any) -> Any:
     bounds[0] = 0
 
 
-@_kernel
+@kernel
 def _skip_tuple(buf: Any, at: Any, stop: Any, columns: Any) -> Any:
     """The end of the TupleData at ``at``, or -BAD_TUPLE, -COLUMN_COUNT."""
     if stop - at < 2:
@@ -217,7 +217,7 @@ def _skip_tuple(buf: Any, at: Any, stop: Any, columns: Any) -> Any:
         if what == 116:  # t
             if stop - at < 4:
                 return np.int64(-BAD_TUPLE)
-            length = _u32(buf, at)
+            length = u32(buf, at)
             at += 4
             if length > stop - at:
                 return np.int64(-BAD_TUPLE)
@@ -227,7 +227,7 @@ def _skip_tuple(buf: Any, at: Any, stop: Any, columns: Any) -> Any:
     return at
 
 
-@_kernel
+@kernel
 def scan_tuples(
     buf: Any,
     rows: Any,
@@ -295,7 +295,7 @@ def scan_tuples(
                 at += 1
                 size = np.int64(NULL)
                 if sent == 116:
-                    size = _u32(buf, at)
+                    size = u32(buf, at)
                     at += 4
                 if key[c] >= 0:
                     key_start[key[c], i] = at
@@ -332,7 +332,7 @@ def scan_tuples(
             if sent == 116:
                 if stop - at < 4:
                     return BAD_TUPLE, begin
-                size = _u32(buf, at)
+                size = u32(buf, at)
                 at += 4
                 if size > stop - at:
                     return BAD_TUPLE, begin
@@ -372,7 +372,7 @@ def scan_tuples(
 # ------------------------------------------------------------------------------------------------------------- COPY text
 
 
-@_kernel
+@kernel
 def count_lines(buf: Any) -> Any:
     """How many line ends ``buf`` holds. In COPY text a line end inside a value is always escaped."""
     count = 0
@@ -382,7 +382,7 @@ def count_lines(buf: Any) -> Any:
     return count
 
 
-@_kernel
+@kernel
 def scan_lines(buf: Any, start: Any, length: Any, escaped: Any) -> Any:
     """Fields of whole lines: ``start``, ``length`` of shape (columns, lines), ``escaped[c]`` counts fields that hold a backslash.
 
@@ -425,7 +425,7 @@ def scan_lines(buf: Any, start: Any, length: Any, escaped: Any) -> Any:
     return -1
 
 
-@_kernel
+@kernel
 def unescape(buf: Any, start: Any, length: Any, out: Any, out_start: Any, out_length: Any) -> Any:
     """Fields without COPY's backslash sequences, written to ``out`` (room for all lengths together).
 
@@ -471,7 +471,7 @@ def unescape(buf: Any, start: Any, length: Any, out: Any, out_start: Any, out_le
 # ---------------------------------------------------------------------------------------------------- fields into columns
 
 
-@_kernel
+@kernel
 def nulls(length: Any, bitmap: Any) -> Any:
     """Set the bit of every field that has a value (``bitmap`` comes zeroed, least significant bit first); how many have none."""
     count = 0
@@ -483,14 +483,14 @@ def nulls(length: Any, bitmap: Any) -> Any:
     return count
 
 
-@_kernel
+@kernel
 def unsent(length: Any, out: Any) -> Any:
     """True where the field was not sent."""
     for i in range(length.shape[0]):
         out[i] = length[i] == UNCHANGED
 
 
-@_kernel
+@kernel
 def lay_out(length: Any, offsets: Any, bitmap: Any) -> Any:
     """Arrow offsets (int32, one more than fields) and validity of strings of these lengths; (bytes in all, nulls).
 
@@ -511,7 +511,7 @@ def lay_out(length: Any, offsets: Any, bitmap: Any) -> Any:
     return total, count
 
 
-@_kernel
+@kernel
 def gather(buf: Any, start: Any, length: Any, offsets: Any, out: Any) -> Any:
     """Copy every field to its place; True when all bytes are ASCII and none is NUL."""
     odd = False
@@ -532,7 +532,7 @@ def gather(buf: Any, start: Any, length: Any, offsets: Any, out: Any) -> Any:
     return not odd
 
 
-@_kernel
+@kernel
 def _never_plain(byte: Any, grammar: Any) -> Any:
     """Whether a part that holds this byte is always quoted."""
     if byte == 34 or byte == 92 or byte == 32 or 9 <= byte <= 13:
@@ -544,7 +544,7 @@ def _never_plain(byte: Any, grammar: Any) -> Any:
     return byte == 123 or byte == 125
 
 
-@_kernel
+@kernel
 def split(
     buf: Any,
     start: Any,
@@ -691,7 +691,7 @@ def split(
     state[0], state[1], state[2] = row, filled, parts
 
 
-@_kernel
+@kernel
 def parse_bool(buf: Any, start: Any, length: Any, out: Any) -> Any:
     """``t`` or ``f`` into a bitmap (zeroed)."""
     for i in range(start.shape[0]):
@@ -707,7 +707,7 @@ def parse_bool(buf: Any, start: Any, length: Any, out: Any) -> Any:
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def parse_int(buf: Any, start: Any, length: Any, low: Any, high: Any, out: Any) -> Any:
     """Decimal integers between ``low`` and ``high`` inclusive (int64), into int32 or int64."""
     for i in range(start.shape[0]):
@@ -744,7 +744,7 @@ def parse_int(buf: Any, start: Any, length: Any, low: Any, high: Any, out: Any) 
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def _two(buf: Any, at: Any) -> Any:
     """Two digits as a number; -1 when they are not."""
     tens = np.int64(buf[at]) - 48
@@ -754,7 +754,7 @@ def _two(buf: Any, at: Any) -> Any:
     return tens * 10 + ones
 
 
-@_kernel
+@kernel
 def _days(buf: Any, at: Any, year_end: Any, era: Any) -> Any:
     """Days since 1970 of ``YYYY-MM-DD`` whose year ends at ``year_end``; ``era`` is true before Christ. Min of int64 when it is none.
 
@@ -792,13 +792,13 @@ def _days(buf: Any, at: Any, year_end: Any, era: Any) -> Any:
     return year * 365 + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
 
 
-@_kernel
+@kernel
 def _era(buf: Any, at: Any, stop: Any) -> Any:
     """True when the text ends in `` BC``."""
     return stop - at > 3 and buf[stop - 3] == 32 and buf[stop - 2] == 66 and buf[stop - 1] == 67
 
 
-@_kernel
+@kernel
 def _micros(buf: Any, at: Any, stop: Any) -> Any:
     """``HH:MM:SS[.ffffff]`` filling [at, stop) -> microseconds since midnight, -1 when it is not; 24:00:00 is not."""
     bad = np.int64(-1)
@@ -828,7 +828,7 @@ def _micros(buf: Any, at: Any, stop: Any) -> Any:
     return ((hour * 60 + minute) * 60 + second) * 1000000 + fraction
 
 
-@_kernel
+@kernel
 def parse_date(buf: Any, start: Any, length: Any, out: Any) -> Any:
     """``YYYY-MM-DD[ BC]``, years of 4 to 7 digits, into int32 days since 1970."""
     for i in range(start.shape[0]):
@@ -849,7 +849,7 @@ def parse_date(buf: Any, start: Any, length: Any, out: Any) -> Any:
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def parse_time(buf: Any, start: Any, length: Any, out: Any) -> Any:
     """``HH:MM:SS[.ffffff]`` into int64 microseconds since midnight; 24:00:00 is not one."""
     for i in range(start.shape[0]):
@@ -863,7 +863,7 @@ def parse_time(buf: Any, start: Any, length: Any, out: Any) -> Any:
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def parse_timestamp(buf: Any, start: Any, length: Any, zoned: Any, out: Any) -> Any:
     """``YYYY-MM-DD HH:MM:SS[.ffffff][+HH[:MM[:SS]]][ BC]`` into int64 microseconds since 1970.
 
@@ -925,7 +925,7 @@ def parse_timestamp(buf: Any, start: Any, length: Any, zoned: Any, out: Any) -> 
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def parse_decimal(buf: Any, start: Any, length: Any, precision: Any, scale: Any, out: Any) -> Any:
     """``[-]digits[.digits]`` into 128-bit two's complement: ``out`` is uint64 of shape (2 * fields,), low word first.
 
@@ -1001,7 +1001,7 @@ def parse_decimal(buf: Any, start: Any, length: Any, precision: Any, scale: Any,
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def _nibble(byte: Any) -> Any:
     """A hexadecimal digit as a number, 255 when it is none."""
     if 48 <= byte <= 57:
@@ -1013,7 +1013,7 @@ def _nibble(byte: Any) -> Any:
     return np.uint8(255)
 
 
-@_kernel
+@kernel
 def parse_uuid(buf: Any, start: Any, length: Any, out: Any) -> Any:
     """``8-4-4-4-12`` hexadecimal digits into 16 bytes a field."""
     for i in range(start.shape[0]):
@@ -1039,7 +1039,7 @@ def parse_uuid(buf: Any, start: Any, length: Any, out: Any) -> Any:
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def hex_lengths(buf: Any, start: Any, length: Any, prefix: Any, out: Any) -> Any:
     r"""How many bytes each field of hexadecimal digits stands for; nulls stay below zero. ``prefix``: 2 if ``\x`` comes first, else 0."""
     for i in range(start.shape[0]):
@@ -1053,7 +1053,7 @@ def hex_lengths(buf: Any, start: Any, length: Any, prefix: Any, out: Any) -> Any
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def parse_hex(buf: Any, start: Any, length: Any, prefix: Any, offsets: Any, out: Any) -> Any:
     """The bytes of such fields, each at its offset. ``length`` is that of the text, checked by ``hex_lengths``."""
     for i in range(start.shape[0]):
@@ -1070,7 +1070,7 @@ def parse_hex(buf: Any, start: Any, length: Any, prefix: Any, offsets: Any, out:
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def check_floats(buf: Any, start: Any, length: Any) -> Any:
     """Whether each field is a float as PostgreSQL prints it: ``[-]digits[.digits][e(+|-)digits]``, NaN, Infinity, -Infinity."""
     for i in range(start.shape[0]):
@@ -1117,7 +1117,7 @@ def check_floats(buf: Any, start: Any, length: Any) -> Any:
     return start.shape[0]
 
 
-@_kernel
+@kernel
 def check_float_results(buf: Any, start: Any, length: Any, values: Any) -> Any:
     """Whether no checked field overflowed to infinity or vanished to zero when it was read into ``values`` (float32 or float64)."""
     for i in range(start.shape[0]):

@@ -19,14 +19,14 @@ from psycopg import pq, sql
 from icelake.errors import Gap, Refused, Unreachable
 from icelake.model.ident import append_publication
 from icelake.model.load import Bound, leaf_bounds
-from icelake.model.lsn import format_lsn, parse_lsn
+from icelake.model.lsn import parse_lsn
 from icelake.model.membership import Leaf, Membership
 from icelake.model.relation import TABLEOID, Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import RangeEnd, RangeRead
 from icelake.sources.postgres import releases, schema
 from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
-from icelake.sources.postgres.stream import PgStream, slot_in_use
+from icelake.sources.postgres.stream import PgStream, slot_in_use, slot_state
 
 _COMPARE = "`icelake resume --reload` compares every table with the source"
 _BLOCK = 1 << 22
@@ -40,7 +40,8 @@ class PostgresSource:
     """Implements ``ports.Source`` over psycopg. Holds no connection between calls.
 
     ``slot_seconds``: how long to wait for running transactions before giving up making a slot, and for another walsender to
-    let go of ours. ``buffer_bytes``: how much of the stream is received ahead. ``append_only``: tables (``schema.name``) that are
+    let go of ours. ``buffer_bytes``: how much of the stream is received ahead. ``piece_bytes``: of the log are fetched at once as long
+    as the stream is that far behind. ``append_only``: tables (``schema.name``) that are
     mirrored by their inserts and truncates alone.
     """
 
@@ -53,6 +54,7 @@ class PostgresSource:
         slot_seconds: float = 60.0,
         busy_seconds: float = 5.0,
         buffer_bytes: int = 1 << 26,
+        piece_bytes: int | None = 1 << 26,
     ) -> None:
         self.append_only = frozenset(append_only)
         self.dsn = dsn
@@ -60,6 +62,7 @@ class PostgresSource:
         self.slot_seconds = slot_seconds
         self.busy_seconds = busy_seconds
         self.buffer_bytes = buffer_bytes
+        self.piece_bytes = piece_bytes
 
     def identify(self) -> SourceIdentity:
         with session(self.dsn, "cannot identify the server", replication=True) as server:
@@ -323,26 +326,14 @@ class PostgresSource:
                 held = self._by_oid(relations)
                 # A parked table may be a leaf of another by now: its changes are that one's.
                 raw = {oid: relation for oid, relation in self._by_oid(parked).items() if oid not in held}
-                stream = PgStream(self.dsn, slot, self._both(publication), start, held, raw, buffer_bytes=self.buffer_bytes)
+                stream = PgStream(
+                    self.dsn, slot, self._both(publication), start, held, raw, buffer_bytes=self.buffer_bytes, piece_bytes=self.piece_bytes
+                )
                 break
             except Refused as refused:
                 if refused.code != "SLOT_IN_USE" or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
-        # Only now, with the slot ours, can nobody move it any more; PostgreSQL itself would silently start further on.
-        try:
-            state = self.slot(slot)
-            if state is None or state.confirmed_flush_lsn > start:
-                moved = format_lsn(state.confirmed_flush_lsn) if state else "gone"
-                raise Gap(
-                    "SLOT_AHEAD",
-                    f"slot {slot} has moved past what the lake holds",
-                    f"the slot is at {moved}, the lake at {format_lsn(start)}: somebody else confirmed what lies between",
-                    _COMPARE,
-                )
-        except BaseException:
-            stream.close()
-            raise
         stream.receive()
         return stream
 
@@ -702,23 +693,6 @@ def _roots(server: Connection, publications: Sequence[str]) -> dict[TableId, str
             leaf = Leaf(oid, member, joined, str(storage), columns or "")
             found[table] = replace(mark, unnamed=mark.unnamed or unnamed, leaves=(*mark.leaves, leaf))
     return {table: str(mark) for table, mark in found.items()}
-
-
-def slot_state(server: Connection, name: str) -> SlotState | None:
-    found = run(
-        server,
-        """
-        select s.slot_name, coalesce(s.plugin, ''), coalesce(s.database, ''), s.active_pid, s.confirmed_flush_lsn,
-               coalesce(to_jsonb(s) ->> 'invalidation_reason',
-                        case when s.wal_status = 'lost' then 'its WAL was removed (max_slot_wal_keep_size)' end,
-                        case when to_jsonb(s) ->> 'conflicting' = 'true' then 'it conflicted with recovery' end)
-        from pg_catalog.pg_replication_slots s where s.slot_name = %s""",
-        [name],
-    )
-    if not found:
-        return None
-    slot_name, plugin, database, active_pid, confirmed, lost = found[0]
-    return SlotState(slot_name, plugin, database, active_pid, parse_lsn(confirmed) if confirmed else 0, lost)
 
 
 def _who_blocks(dsn: str, pid: int) -> str:

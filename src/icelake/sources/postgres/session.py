@@ -100,7 +100,7 @@ def connect(dsn: str, *, replication: bool = False, statement_seconds: int = 60,
     more = {"replication": "database"} if replication else {}
     text = conninfo_of(dsn, options=timeouts, **more)
     try:
-        connection = psycopg.connect(text, autocommit=True)
+        connection = psycopg.connect(text, autocommit=True, prepare_threshold=None if replication else 5)
         if (replication or not statement_seconds) and connection.info.server_version >= 170000:
             # The transaction may be long. No option of the connection: what an older server does not know it refuses.
             connection.execute("set transaction_timeout = 0")

@@ -4,28 +4,38 @@ Promises: transactions come whole and in commit order; the server is told of not
 buffer whatever the size of a transaction, because the server waits while it is full. Never confirms on its own, never hands over a
 change of a relation that is not exactly what the lake holds. Changes of tables the lake does not hold are dropped. Fails from
 ``wait`` and ``take``: Unreachable (connection gone), Gap (slot lost), Refused (publication gone), UnsupportedTable, Corrupt; after a
-failure the stream is over. Source: PostgreSQL documentation, 54.4 (Streaming Replication Protocol), 54.9 (Message Formats).
+failure the stream is over.
+
+A walsender sends one change after the other, which costs it more than decoding them. So what is far behind is fetched by SQL first:
+``pg_logical_slot_get_binary_changes`` on a temporary copy of the slot, a large piece of WAL a call; the slot itself is only moved to what
+was confirmed. Sources: PostgreSQL documentation, 9.28.6 (Replication Management Functions), 54.4 (Streaming Replication Protocol), 54.9
+(Message Formats), 55.2 (COPY).
 """
 
 import os
+import re
+import secrets
 import select
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import psycopg
 from psycopg import pq, sql
 
 from icelake.errors import Corrupt, Gap, IcelakeError, Refused, Unreachable, ValueOutOfContract
-from icelake.model.lsn import format_lsn
-from icelake.model.relation import Refusal, Relation
+from icelake.model.lsn import format_lsn, parse_lsn
+from icelake.model.relation import Refusal, Relation, SlotState
 from icelake.ports import Chunk
 from icelake.sources.postgres import schema
 from icelake.sources.postgres.pgoutput import Decoder, Raw, RelationMessage
-from icelake.sources.postgres.session import connect, explain, explain_state, readable, run, session
+from icelake.sources.postgres.receive import EMPTY, ENDED, FULL, MESSAGE, Receiver
+from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.types import ALTERABLE
 
 _XLOG_DATA, _KEEPALIVE = ord("w"), ord("k")
@@ -35,11 +45,18 @@ _HEADER = 25
 """XLogData: 'w', start and end of WAL, clock; the pgoutput message follows."""
 _BATCH = 1 << 18
 """Bytes the receiver gathers before it hands them to the buffer."""
+_AGAIN = 8
+"""Pieces that may be decoded again with each."""
+_MARGIN = 1 << 20
+"""Bytes of the flushed log that no piece takes: what is flushed may end in the middle of a record, whose rest a call would wait for."""
 _REPLY_PAUSE = 0.05
 """Seconds between answers to a server that keeps asking."""
 _SHUTDOWN_REQUESTS = 100
 """A server that shuts down asks again at every answer until everything it sent is confirmed: this often, we let it go."""
 _POSTGRES_EPOCH = 946_684_800
+_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
+_ROW = struct.Struct(">hi")
+"""COPY BINARY: a row is the number of its columns, then each one's length and bytes; -1 columns are the end."""
 _LSN = struct.Struct(">Q")
 _FRAME = struct.Struct("<I")
 _STATUS = struct.Struct(">cQQQqB")
@@ -52,6 +69,48 @@ def slot_in_use(slot: str, said: str) -> Refused:
         said,
         "another icelake, or a connection that has not noticed its end, holds it: stop it, or SELECT pg_terminate_backend(pid)",
     )
+
+
+def slot_state(server: Connection, name: str) -> SlotState | None:
+    found = run(
+        server,
+        sql.SQL(
+            """
+            select s.slot_name, coalesce(s.plugin, ''), coalesce(s.database, ''), s.active_pid, s.confirmed_flush_lsn,
+                   coalesce(to_jsonb(s) ->> 'invalidation_reason',
+                            case when s.wal_status = 'lost' then 'its WAL was removed (max_slot_wal_keep_size)' end,
+                            case when to_jsonb(s) ->> 'conflicting' = 'true' then 'it conflicted with recovery' end)
+            from pg_catalog.pg_replication_slots s where s.slot_name = {}"""
+        ).format(name),
+    )
+    if not found:
+        return None
+    slot_name, plugin, database, active_pid, confirmed, lost = found[0]
+    return SlotState(slot_name, plugin, database, active_pid, parse_lsn(confirmed) if confirmed else 0, lost)
+
+
+def not_ahead(state: SlotState | None, slot: str, start: int) -> None:
+    """Raises Gap unless the slot still has everything after ``start``."""
+    if state is None or state.confirmed_flush_lsn > start:
+        moved = format_lsn(state.confirmed_flush_lsn) if state else "gone"
+        raise Gap(
+            "SLOT_AHEAD",
+            f"slot {slot} has moved past what the lake holds",
+            f"the slot is at {moved}, the lake at {format_lsn(start)}: somebody else confirmed what lies between",
+            "`icelake resume --reload` begins a new slot and compares every table with the source",
+        )
+
+
+def _row(data: bytes) -> memoryview:
+    """The one value of a row of COPY BINARY, before which the header may be; empty at the end."""
+    if data.startswith(_SIGNATURE):
+        (extension,) = struct.unpack_from(">i", data, len(_SIGNATURE) + 4)
+        data = data[len(_SIGNATURE) + 8 + extension :]
+    if data in (b"", b"\xff\xff"):
+        return memoryview(b"")
+    if len(data) <= _ROW.size or _ROW.unpack_from(data) != (1, len(data) - _ROW.size):
+        raise Corrupt("STREAM_CORRUPT", f"no row of one value: {data[:16]!r}", "", "report this")
+    return memoryview(data)[_ROW.size :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +138,12 @@ class PgStream:
         parked: Mapping[int, Relation] | None = None,
         *,
         buffer_bytes: int = 1 << 26,
+        piece_bytes: int | None = None,
     ) -> None:
         """Start replication; nothing is received, and nothing told to the server, before ``receive``.
 
-        ``held`` and ``parked``: whose changes come under which OID; of a partitioned table, the OID of each leaf.
+        ``held`` and ``parked``: whose changes come under which OID; of a partitioned table, the OID of each leaf. ``piece_bytes``: of the
+        log are fetched in one call as long as there are as many; None: none are.
         """
         self._dsn = dsn
         self._slot = slot
@@ -93,6 +154,9 @@ class PgStream:
         self._parked = parked or {}
         self._held_names = {relation.id for relation in held.values()}
         self._capacity = buffer_bytes
+        self._piece = piece_bytes
+        self._fetched = start
+        self._copy = ""
         self._decoder = Decoder(self._agree)
         self._connection = connect(dsn, replication=True, statement_seconds=0, lock_seconds=0)
         self._wake_out, self._wake_in = os.pipe()
@@ -107,7 +171,7 @@ class PgStream:
         self._begun: int | None = None
         self._skipping = False
         self._skipped_relations: list[bytes] = []
-        self._foreign: set[int] = set()
+        self._foreign = np.empty(0, np.int64)
         self._publication_gone = ""
         self._reply_due = False
         self._requests = 0
@@ -140,11 +204,17 @@ class PgStream:
         self._every = min(10.0, timeout_ms / 3000) if timeout_ms else 10.0
         self.timeline = int(run(self._connection, "IDENTIFY_SYSTEM")[0][1])
         self._connection.add_notice_handler(self._noticed)
+        self._connection.pgconn.nonblocking = 0
+        self._receiver = Receiver(self._connection.pgconn, _BATCH)
+        if not (self._piece and self._may_fetch() and self._next_piece() and self._copy_slot()):
+            self._start_replication()
+
+    def _start_replication(self) -> None:
         named = sql.Literal(", ".join(map(schema.quoted, self._publications))).as_string()
         pgconn = self._connection.pgconn
         try:
             pgconn.send_query(
-                f"START_REPLICATION SLOT {schema.quoted(self._slot)} LOGICAL {format_lsn(self._start)} "
+                f"START_REPLICATION SLOT {schema.quoted(self._slot)} LOGICAL {format_lsn(self._fetched)} "
                 f"(proto_version '1', publication_names {named}, messages 'false')".encode()
             )
             while pgconn.is_busy():
@@ -157,6 +227,151 @@ class PgStream:
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise self._ended(result, starting=True)
         pgconn.nonblocking = 1
+        # Only now, with the slot ours, can nobody move it any more; PostgreSQL itself would silently start further on.
+        with session(self._dsn, "cannot look up the slot") as server:
+            not_ahead(slot_state(server, self._slot), self._slot, max(self._fetched, self._start))
+
+    # ------------------------------------------------------------------------------------------------- what is far behind
+
+    def _may_fetch(self) -> bool:
+        """Whether the server lets pieces be fetched: the rights, and a slot that need not look busy meanwhile."""
+        functions = (
+            "pg_copy_logical_replication_slot(name,name,boolean)",
+            "pg_logical_slot_get_binary_changes(name,pg_lsn,integer,text[])",
+            "pg_replication_slot_advance(name,pg_lsn)",
+            "pg_drop_replication_slot(name)",
+        )
+        rights = (sql.SQL("pg_catalog.has_function_privilege({}, 'execute')").format(f"pg_catalog.{name}") for name in functions)
+        # PostgreSQL 18: a slot that nobody streams from is idle, and lost after that time.
+        ((may,),) = run(
+            self._connection,
+            sql.SQL(
+                "select not pg_catalog.pg_is_in_recovery() "
+                "and coalesce(pg_catalog.current_setting('idle_replication_slot_timeout', true), '0') = '0' and {}"
+            ).format(sql.SQL(" and ").join(rights)),
+        )
+        return bool(may)
+
+    def _next_piece(self) -> int | None:
+        """Up to where the next piece goes; None if what is left is not worth one.
+
+        Each is decoded from the slot's restart_lsn on, which an open transaction holds back: so a piece is never smaller than what would be
+        decoded again, but for the last, and where that is too much (the server keeps a piece's changes in temporary files) the walsender
+        goes on. A copy does not fail over, and so does not wait for ``synchronized_standby_slots`` as the slot does: the lake would run
+        ahead of them.
+        """
+        if self._piece is None:
+            return None
+        found = run(
+            self._connection,
+            sql.SQL(
+                "select pg_catalog.pg_current_wal_flush_lsn() - {at}::pg_catalog.pg_lsn, {at}::pg_catalog.pg_lsn - s.restart_lsn "
+                "from pg_catalog.pg_replication_slots s where s.slot_name = {slot} and s.restart_lsn is not null "
+                "and (to_jsonb(s) ->> 'failover' is distinct from 'true' "
+                "or coalesce(pg_catalog.current_setting('synchronized_standby_slots', true), '') = '')"
+            ).format(at=format_lsn(self._fetched), slot=self._copy or self._slot),
+        )
+        if not found:
+            return None
+        behind, again = (int(number) for number in found[0])
+        if behind - _MARGIN < self._piece or again > _AGAIN * self._piece:
+            return None
+        return self._fetched + min(behind - _MARGIN, max(self._piece, again))
+
+    def _copy_slot(self) -> bool:
+        """Make a slot of this session that reads what ours would, and keeps the log it needs for as long. False: the server cannot."""
+        state = slot_state(self._connection, self._slot)
+        if state is not None and state.active_pid is not None:
+            raise slot_in_use(self._slot, f"it is active for PID {state.active_pid}")
+        copy = f"icelake_read_{secrets.token_hex(8)}"
+        try:
+            run(self._connection, sql.SQL("select pg_catalog.pg_copy_logical_replication_slot({}, {}, true)").format(self._slot, copy))
+        except psycopg.Error as error:
+            if error.sqlstate is None or self._connection.closed:
+                raise explain(error, self._dsn, "cannot read from the slot") from error
+            return False
+        # Nobody can move the copy any more.
+        not_ahead(slot_state(self._connection, copy), self._slot, self._start)
+        self._copy = copy
+        return True
+
+    def _catch_up(self) -> None:
+        try:
+            while not self._closing and (until := self._next_piece()) is not None:
+                self._advance(self._connection)
+                if not self._fetch(until):
+                    break
+            if not self._closing:
+                # An error of the session has dropped it.
+                drop = "select pg_catalog.pg_drop_replication_slot(slot_name) from pg_catalog.pg_replication_slots where slot_name = {}"
+                run(self._connection, sql.SQL(drop).format(self._copy))
+                self._copy = ""
+                self._start_replication()
+        except (psycopg.errors.ObjectInUse, Refused) as error:
+            if isinstance(error, Refused) and error.code != "SLOT_IN_USE":
+                raise
+            # Nobody held it when the stream began: whoever does is met, or gone, when the next one begins.
+            why = error.why if isinstance(error, Refused) else str(error).partition("\n")[0]
+            raise Unreachable("SOURCE_UNREACHABLE", f"slot {self._slot} is in use", why, "it is tried again") from error
+
+    def _fetch(self, until: int) -> bool:
+        """Receive every transaction whose commit record starts before ``until``. False: the server has no room, and sent none."""
+        pgconn = self._connection.pgconn
+        named = ", ".join(map(schema.quoted, self._publications))
+        changes = sql.SQL("pg_catalog.pg_logical_slot_get_binary_changes({}, {}, null, {})").format(
+            self._copy, format_lsn(until), sql.SQL(", ").join(["proto_version", "1", "publication_names", named, "messages", "false"])
+        )
+        statement = sql.SQL("copy (select data from {}) to stdout (format binary)").format(changes)
+        pgconn.send_query(statement.as_bytes(self._connection))
+        while pgconn.is_busy():
+            self._pause(60, room=True)
+            if self._closing:
+                return False
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None or result.status != pq.ExecStatus.COPY_OUT:
+            raise self._ended(result)
+        before = self._taken_and_buffered()
+        status = FULL
+        while status != ENDED:
+            room = self.buffered < self._capacity
+            if not room or status == EMPTY:
+                self._pause(60, room=room)
+            if self._closing:
+                return False
+            if room:
+                status = self._pull(rows=True)
+        result = pgconn.get_result()
+        while pgconn.get_result() is not None:
+            pass
+        if result is None or result.status != pq.ExecStatus.COMMAND_OK:
+            state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"") if result is not None else b""
+            # Class 53, insufficient resources: it gathers a piece's changes before it sends the first.
+            if state.startswith(b"53") and self._taken_and_buffered() == before:
+                return False
+            raise self._ended(result)
+        # Where the server stopped reading, which may be behind ``until``: it ends with a whole record.
+        reached = slot_state(self._connection, self._copy)
+        with self._changed:
+            if reached is not None:
+                self._fetched = reached.confirmed_flush_lsn
+            if self._failure is None:
+                self.server_lsn = max(self.server_lsn, self._fetched)
+            self._news += 1
+            self._changed.notify_all()
+        return reached is not None
+
+    def _advance(self, server: Connection) -> None:
+        """Tell the server what was confirmed, without a walsender."""
+        confirmed = self._confirmed
+        if confirmed <= self._confirmed_told:
+            return
+        advance = sql.SQL(
+            "select pg_catalog.pg_replication_slot_advance(slot_name, {lsn}) from pg_catalog.pg_replication_slots "
+            "where slot_name = {slot} and confirmed_flush_lsn < {lsn}"
+        )
+        run(server, advance.format(slot=self._slot, lsn=format_lsn(confirmed)))
+        self._confirmed_told = confirmed
 
     def receive(self) -> None:
         """Begin to receive."""
@@ -165,9 +380,9 @@ class PgStream:
 
     # -------------------------------------------------------------------------------------------------- the applier's side
 
-    def wait(self, timeout: float) -> bool:
+    def wait(self, timeout: float, enough: int = 0) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._news != self._seen or self._failure is not None, timeout)
+            self._changed.wait_for(lambda: (self._news != self._seen and self.buffered >= enough) or self._failure is not None, timeout)
             if self._failure is not None:
                 raise self._failure
             came, self._seen = self._news != self._seen, self._news
@@ -268,7 +483,12 @@ class PgStream:
         self._closing = True
         if self._thread is not None:
             self._wake()
-            self._thread.join()
+            while self._thread.is_alive():
+                self._thread.join(2)
+                if self._copy and self._thread.is_alive():
+                    # A statement that takes its time; it may have begun just after the last look at _closing.
+                    with suppress(psycopg.Error):
+                        self._connection.cancel_safe(timeout=1)
             self._thread = None
         self._release()
 
@@ -305,23 +525,26 @@ class PgStream:
             self._changed.notify_all()
 
     def _loop(self) -> None:
-        pgconn = self._connection.pgconn
-        woken, ready = select.poll(), select.poll()
-        woken.register(self._wake_out, select.POLLIN)
-        ready.register(self._wake_out, select.POLLIN)
-        ready.register(pgconn.socket, select.POLLIN)
+        if self._copy:
+            self._catch_up()
         more = True
         while not self._closing:
             seconds = self._tell()
-            full = self.buffered >= self._capacity
-            if full:
-                woken.poll(seconds * 1000)
-            elif not more:
-                ready.poll(seconds * 1000)
-            self._drain_wake()
-            if not full:
-                more = self._pull()
+            room = self.buffered < self._capacity
+            if not (room and more):
+                self._pause(seconds, room=room)
+            if room:
+                more = self._pull() != EMPTY
         self._end()
+
+    def _pause(self, seconds: float, *, room: bool) -> None:
+        """Until there is something to do, or ``seconds`` have passed. Without ``room`` what the server sends is nothing to do."""
+        poll = select.poll()
+        poll.register(self._wake_out, select.POLLIN)
+        if room:
+            poll.register(self._connection.pgconn.socket, select.POLLIN)
+        poll.poll(seconds * 1000)
+        self._drain_wake()
 
     def _drain_wake(self) -> None:
         try:
@@ -357,43 +580,47 @@ class PgStream:
                 "it is tried again when the server is back; nothing is lost",
             )
 
-    def _pull(self) -> bool:
-        """Receive what is there, a batch at most. True if there may be more at once."""
-        pgconn = self._connection.pgconn
-        pgconn.consume_input()
-        get, frame = pgconn.get_copy_data, _FRAME.pack
+    def _pull(self, *, rows: bool = False) -> int:
+        """Receive what is there, a batch at most; how that ended. ``rows``: of COPY, not a walsender's messages."""
         batch = bytearray()
         done: list[_Transaction] = []
         base = self._taken_and_buffered()
         begun, complete, server_lsn = self._begun, self.complete, self.server_lsn
-        news = 0
-        while len(batch) < _BATCH:
-            size, data = get(1)
-            if size <= 0:
-                break
-            news += 1
-            if data[0] != _XLOG_DATA:
-                if data[0] == _KEEPALIVE:
-                    position = _LSN.unpack_from(data, 1)[0]
-                    # Inside a transaction nothing is promised about its own commit.
-                    server_lsn = max(server_lsn, position if begun is None else min(position, begun))
-                    if data[17] == 1:
-                        self._requested()
+        news, status = 0, MESSAGE
+        while status == MESSAGE and len(batch) < _BATCH:
+            one = self._skipping or bool(self._skipped_relations)
+            received = self._receiver.receive(begun, self._start, self._foreign, one=one, rows=rows)
+            status, begun, data = received.status, received.begun, received.message
+            for commit_lsn, end_lsn, end in received.transactions.tolist():
+                done.append(_Transaction(commit_lsn, end_lsn, base + len(batch) + end))
+                complete, server_lsn = max(complete, end_lsn), max(server_lsn, end_lsn)
+            batch += received.frames.data
+            news += received.messages
+            if status != MESSAGE:
+                continue
+            if rows:
+                message = _row(data)
+                if not message:
                     continue
-                raise Corrupt("STREAM_CORRUPT", f"unknown replication message {bytes(data[:1])!r}", "", "report this")
-            message = data[_HEADER:]
+            elif data[0] == _XLOG_DATA:
+                message = memoryview(data)[_HEADER:]
+            elif data[0] == _KEEPALIVE:
+                position = _LSN.unpack_from(data, 1)[0]
+                # Inside a transaction nothing is promised about its own commit.
+                server_lsn = max(server_lsn, position if begun is None else min(position, begun))
+                if data[17] == 1:
+                    self._requested()
+                continue
+            else:
+                raise Corrupt("STREAM_CORRUPT", f"unknown replication message {data[:1]!r}", "", "report this")
             kind = message[0]
             if kind == _BEGIN:
                 begun = _LSN.unpack_from(message, 1)[0]
                 self._skipping = begun < self._start
             elif kind == _RELATION:
                 self._announced(message)
-            if self._foreign or self._skipping or self._skipped_relations:
-                kept = self._kept(kind, message)
-            else:
-                kept = (message,)
-            for part in kept:
-                batch += frame(len(part))
+            for part in self._kept(kind, message):
+                batch += _FRAME.pack(len(part))
                 batch += part
             if kind == _COMMIT:
                 end_lsn = _LSN.unpack_from(message, 10)[0]
@@ -406,8 +633,8 @@ class PgStream:
                 begun, self._skipping = None, False
         self._begun = begun
         ended = None
-        if size < 0:
-            ended = self._ended(pgconn.get_result())
+        if status == ENDED and not rows:
+            ended = self._ended(self._connection.pgconn.get_result())
         if self._publication_gone:
             # What came after the warning may lack changes: none of this batch is handed over.
             ended = Refused(
@@ -431,7 +658,7 @@ class PgStream:
                 self._changed.notify_all()
         if ended is not None:
             raise ended
-        return size > 0
+        return status
 
     def _taken_and_buffered(self) -> int:
         with self._changed:
@@ -445,7 +672,7 @@ class PgStream:
         namespace, name, _ = bytes(message[5:]).split(b"\0", 2)
         called = (namespace.decode() or "pg_catalog", name.decode())
         if not any((table.namespace, table.name) == called for table in self._held_names):
-            self._foreign.add(oid)
+            self._foreign = np.union1d(self._foreign, [oid])
 
     def _kept(self, kind: int, message: memoryview) -> tuple[bytes | memoryview, ...]:
         """The frames to keep of a message while something is to be left out."""
@@ -457,7 +684,7 @@ class PgStream:
         if kind == _BEGIN and self._skipped_relations:
             kept, self._skipped_relations = tuple(self._skipped_relations), []
             return (message, *kept)
-        if not self._foreign:
+        if not len(self._foreign):
             return (message,)
         if kind == _RELATION or kind in _ROW_CHANGES:
             return () if int.from_bytes(message[1:5], "big") in self._foreign else (message,)
@@ -467,9 +694,10 @@ class PgStream:
         return (message,)
 
     def _noticed(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        # PostgreSQL 18 goes on without a publication that is gone, with this warning (object_not_in_prerequisite_state).
+        # PostgreSQL 18 goes on without a publication that is gone, with this warning (object_not_in_prerequisite_state), in any language.
         said = diagnostic.message_primary or ""
-        if diagnostic.sqlstate == "55000" and self._publication in said:
+        named = diagnostic.source_function == "LoadPublications" or re.search(rf"(?<!\w){re.escape(self._publication)}(?!\w)", said)
+        if diagnostic.sqlstate == "55000" and named:
             self._publication_gone = said
 
     def _ended(self, result: pq.abc.PGresult | None, *, starting: bool = False) -> IcelakeError:
@@ -495,6 +723,12 @@ class PgStream:
     def _end(self) -> None:
         """End politely, so the last confirmation is read and the slot is free when this returns; but do not wait for long."""
         pgconn = self._connection.pgconn
+        if self._copy:
+            self._connection.cancel_safe(timeout=1)
+            if self._confirmed > self._confirmed_told:
+                with session(self._dsn, "cannot confirm what the lake holds", statement_seconds=5) as server:
+                    self._advance(server)
+            return
         self._tell(now_at_least=True)
         pgconn.put_copy_end(None)
         deadline = time.monotonic() + 1.0

@@ -1,0 +1,422 @@
+"""A stream that begins far behind: large pieces of the log by SQL, then a walsender, and the same changes whichever brings them."""
+
+import resource
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from icelake.errors import Gap, Refused, Unreachable
+from icelake.model.lsn import parse_lsn
+from icelake.model.relation import Relation
+from icelake.sources.postgres import stream as module
+from icelake.sources.postgres.server import PostgresSource
+from icelake.sources.postgres.stream import PgStream
+from tests.conformance.conftest import SETTINGS, Shop, caught_up, operations, until
+from tests.conftest import every_version
+
+PIECE = 1 << 16
+Row = tuple[int, dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def fetched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a piece was asked for, and came."""
+    count: Counter[str] = Counter()
+    fetch = PgStream._fetch
+
+    def counted(self: PgStream, until: int) -> bool:
+        came = fetch(self, until)
+        count["came" if came else "refused"] += 1
+        return came
+
+    monkeypatch.setattr(PgStream, "_fetch", counted)
+    monkeypatch.setattr(module, "_MARGIN", 1 << 14)
+    return count
+
+
+def copies(shop: Shop) -> list[Any]:
+    return shop.sql("select slot_name from pg_replication_slots where database = current_database() and slot_name like 'icelake_read_%'")
+
+
+def history(shop: Shop) -> tuple[Relation, int]:
+    """A table and a history of many pieces: small transactions, one open through several pieces, one larger than all, a truncation."""
+    shop.sql("create table a (id int primary key, t text, big text)")
+    shop.sql("alter table a alter column big set storage external")
+    shop.sql("create table b (id int primary key)")
+    (a, _), start = shop.followed("public.a", "public.b")
+    with psycopg.connect(shop.dsn) as other:
+        other.execute("insert into a values (-1, 'open for long')")
+        for n in range(1500):
+            shop.sql("insert into a values (%s, %s)", [n, "x" * (n % 300)])
+        other.execute("update a set id = -2 where id = -1")
+        other.commit()
+    shop.sql("insert into a select i, 'large', repeat('y', 3000) from generate_series(10000, 13000) i")
+    shop.sql("update a set t = 'changed' where id % 3 = 0")
+    shop.sql("insert into b select generate_series(1, 100)")
+    shop.sql("truncate a")
+    for n in range(500):
+        shop.sql("insert into a values (%s)", [n])
+        shop.sql("delete from a where id = %s", [n // 2])
+    return a, start
+
+
+def rows(shop: Shop, a: Relation, start: int, piece: int | None, **how: Any) -> list[Row]:
+    shop.source.piece_bytes = piece
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        return operations(caught_up(stream, shop.now(), **how))
+
+
+@every_version
+def test_pieces_bring_what_a_walsender_brings(shop: Shop, fetched: Counter[str]) -> None:
+    a, start = history(shop)
+    expected = rows(shop, a, start, None)
+    assert not fetched
+    assert len(expected) > 6000
+    assert rows(shop, a, start, PIECE) == expected
+    assert fetched["came"] >= 4
+    assert rows(shop, a, start, PIECE, max_bytes=1 << 14) == expected
+    shop.source.buffer_bytes = 1 << 16
+    assert rows(shop, a, start, PIECE) == expected
+    assert not fetched["refused"]
+    assert not copies(shop)
+
+
+def test_the_slot_moves_to_what_was_confirmed(shop: Shop, fetched: Counter[str]) -> None:
+    a, start = history(shop)
+    expected = rows(shop, a, start, None)
+    shop.source.piece_bytes, shop.source.buffer_bytes = PIECE, 1 << 12
+    taken: list[Row] = []
+    confirmed, moved = start, False
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        while len(taken) < 700:
+            stream.wait(0.2)
+            while len(taken) < 700 and (chunk := stream.take()) is not None:
+                taken += operations([chunk])
+                if chunk.position is not None:
+                    confirmed = chunk.position
+                    stream.confirm(confirmed)
+                    state = shop.source.slot(shop.slot)
+                    moved |= state is not None and start < state.confirmed_flush_lsn <= confirmed
+        assert copies(shop)  # it is still catching up
+    assert moved
+    assert fetched["came"] >= 2
+    state = shop.source.slot(shop.slot)
+    assert state is not None
+    assert state.confirmed_flush_lsn == confirmed
+    assert not copies(shop)
+    assert taken + rows(shop, a, confirmed, PIECE) == expected
+    shop.sql("select pg_replication_slot_advance(%s, pg_current_wal_lsn())", [shop.slot])
+    with pytest.raises(Gap, match="SLOT_AHEAD"):
+        shop.source.stream(shop.slot, "p", start, [a])
+
+
+def test_nothing_is_lost_or_repeated_where_a_walsender_goes_on(shop: Shop, fetched: Counter[str]) -> None:
+    shop.sql("create table a (id int primary key, t text)")
+    (a,), start = shop.followed("public.a")
+    shop.source.piece_bytes = PIECE
+    stop = threading.Event()
+
+    def write(first: int) -> None:
+        with psycopg.connect(shop.dsn, autocommit=True) as other:
+            n = first
+            while not stop.is_set():
+                with other.transaction():
+                    other.execute("insert into a values (%s, %s)", [n, "x" * 200])
+                    if n % 50 == 0:
+                        other.execute("insert into a select %s + i, 'many' from generate_series(1, 200) i", [10 * n + 10**7])
+                n += 3
+
+    writers = [threading.Thread(target=write, args=(3 * n + n,)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    took = []
+    try:
+        for _ in range(4):
+            time.sleep(1)
+            with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+                while copies(shop):
+                    chunks = caught_up(stream, shop.now())
+                    took += operations(chunks)
+                    start = next((chunk.position for chunk in reversed(chunks) if chunk.position is not None), start)
+                chunks = caught_up(stream, shop.now())
+                took += operations(chunks)
+                start = next((chunk.position for chunk in reversed(chunks) if chunk.position is not None), start)
+                stream.confirm(start)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    took += rows(shop, a, start, PIECE)
+    assert fetched["came"] >= 4
+    ids = [new["id"] for _, new, _ in took]
+    assert sorted(ids) == [number for (number,) in shop.sql("select id from a order by 1")]
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_piece(shop: Shop, fetched: Counter[str]) -> None:
+    a, start = history(shop)
+    expected = rows(shop, a, start, None)
+    shop.source.piece_bytes, shop.source.buffer_bytes = 1 << 20, 1 << 16
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        until(stream, lambda: stream.buffered >= 1 << 16)
+        shop.sql("select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name like 'icelake_read_%'")
+        with pytest.raises(Unreachable):
+            caught_up(stream, shop.now())
+    shop.source.buffer_bytes = 1 << 26
+    assert rows(shop, a, start, 1 << 20) == expected
+    assert fetched["came"]
+
+
+@pytest.mark.parametrize("what", ["slots", "temporary files"])
+def test_a_server_without_room_is_read_by_a_walsender(shop: Shop, fetched: Counter[str], what: str) -> None:
+    a, start = history(shop)
+    expected = rows(shop, a, start, None)
+    try:
+        if what == "slots":
+            while len(shop.sql("select 1 from pg_replication_slots")) < int(SETTINGS["max_replication_slots"]):
+                shop.sql("select pg_create_physical_replication_slot('full_' || count(*)) from pg_replication_slots")
+        else:
+            shop.sql("alter role postgres set temp_file_limit = '1MB'")
+            shop.sql("alter role postgres set work_mem = '1MB'")
+        assert rows(shop, a, start, shop.now() - start - PIECE) == expected
+        assert dict(fetched) == ({} if what == "slots" else {"refused": 1})
+        assert not copies(shop)
+    finally:
+        shop.sql("alter role postgres reset all")
+        shop.sql("select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name like 'full_%'")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "pg_copy_logical_replication_slot(name,name,boolean)",
+        "pg_logical_slot_get_binary_changes(name,pg_lsn,integer,text[])",
+        "pg_replication_slot_advance(name,pg_lsn)",
+        "pg_drop_replication_slot(name)",
+    ],
+)
+def test_who_may_not_call_the_functions_is_served_by_a_walsender(shop: Shop, fetched: Counter[str], function: str) -> None:
+    a, start = history(shop)
+    role = f"clerk_{shop.source.name}"
+    shop.sql(f"create role {role} login replication password 'x'")
+    shop.sql(f"grant select on a, b to {role}")
+    shop.sql(f"revoke execute on function {function} from public")
+    try:
+        clerk = PostgresSource(make_conninfo(shop.dsn, user=role, password="x"), "c", piece_bytes=PIECE)
+        with closing(clerk.stream(shop.slot, "p", start, [a])) as stream:
+            assert len(operations(caught_up(stream, shop.now()))) > 6000
+        assert not fetched
+    finally:
+        shop.sql(f"grant execute on function {function} to public")
+        shop.sql(f"drop owned by {role}")
+        shop.sql(f"drop role {role}")
+
+
+@pytest.mark.versions(18)
+def test_a_slot_that_is_lost_when_idle_is_streamed_from(shop: Shop, fetched: Counter[str]) -> None:
+    a, start = history(shop)
+    shop.sql("alter system set idle_replication_slot_timeout = '1h'")
+    shop.sql("select pg_reload_conf()")
+    try:
+        assert len(rows(shop, a, start, PIECE)) > 6000
+        assert not fetched
+    finally:
+        shop.sql("alter system reset idle_replication_slot_timeout")
+        shop.sql("select pg_reload_conf()")
+
+
+def test_a_slot_moved_while_it_is_copied(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, start = history(shop)
+    look = module.slot_state
+
+    def moved(server: Any, name: str) -> Any:
+        state = look(server, name)
+        if name == shop.slot:
+            shop.sql("select pg_replication_slot_advance(%s, pg_current_wal_lsn())", [shop.slot])
+        return state
+
+    monkeypatch.setattr(module, "slot_state", moved)
+    with pytest.raises(Gap, match="SLOT_AHEAD"):
+        rows(shop, a, start, PIECE)
+
+
+@pytest.mark.parametrize("confirms", [True, False])
+def test_a_slot_in_use_when_a_piece_has_come(shop: Shop, confirms: bool) -> None:
+    """It may be free again soon: begun again, the stream waits for it as ever, and says who holds it if it does not get it."""
+    a, start = history(shop)
+    shop.source.piece_bytes, shop.source.buffer_bytes = PIECE, 1 << 12
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        until(stream, lambda: stream.buffered > 0)
+        with closing(PgStream(shop.dsn, shop.slot, ["p"], start, {a.oid: a})):
+            if confirms:
+                stream.confirm(start + 8)
+            with pytest.raises(Unreachable, match="in use"):
+                caught_up(stream, shop.now())
+
+
+def test_a_piece_cancelled_in_the_middle(shop: Shop) -> None:
+    """An error of the server while the session lives: what came of the piece would come again."""
+    a, start = history(shop)
+    expected = rows(shop, a, start, None)
+    shop.source.piece_bytes, shop.source.buffer_bytes = shop.now() - start - PIECE, 1 << 16
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        until(stream, lambda: stream.buffered >= 1 << 16)
+        shop.sql("select pg_cancel_backend(active_pid) from pg_replication_slots where slot_name like 'icelake_read_%'")
+        with pytest.raises(Unreachable):
+            caught_up(stream, shop.now())
+    shop.source.buffer_bytes = 1 << 26
+    assert rows(shop, a, start, 1 << 20) == expected
+
+
+def test_a_piece_that_ends_in_a_page_header(shop: Shop, fetched: Counter[str]) -> None:
+    """The record behind it is read with it, though it starts later: a walsender that begins there would send it again."""
+    shop.sql("create table a (id int primary key)")
+    (a,), start = shop.followed("public.a")
+    for n in range(600):
+        shop.sql("insert into a values (%s)", [n])
+    with psycopg.connect(shop.dsn) as other:
+
+        def at() -> int:
+            return parse_lsn(other.execute("select pg_current_wal_insert_lsn()").fetchall()[0][0])
+
+        def message(size: int) -> None:
+            other.execute("select pg_logical_emit_message(false, 'x', repeat('y', %s))", [size])
+
+        # How much longer than its text a message's record is.
+        while True:
+            before = at()
+            message(1000)
+            if before // 8192 == (after := at()) // 8192:
+                break
+        other.rollback()
+        for n in range(50):
+            other.execute("insert into a values (%s)", [10000 + n])
+            if 8192 - at() % 8192 < 2000:
+                message(3000)
+            message(8192 - at() % 8192 - (after - before - 1000))
+            commit = at()
+            other.commit()
+            if commit % 8192 == 24:
+                break
+        assert commit % 8192 == 24  # the first record of its page
+    for n in range(300):
+        shop.sql("insert into a values (%s)", [20000 + n])
+    shop.sql("select pg_logical_emit_message(true, 'x', 'flush')")
+    expected = rows(shop, a, start, None)
+    for until_commit in (-24, -16, -8, 0, 8):
+        assert rows(shop, a, start, commit + until_commit - start) == expected
+    assert fetched["came"] >= 5
+
+
+def test_messages_of_every_size_leave_what_is_beside_the_frames_alone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's buffer is filled to its last byte, and not beyond; what does not fit is handed over whole."""
+    room = 700
+    monkeypatch.setattr(module, "_BATCH", room)
+    shop.sql("create table a (id int primary key, t text)")
+    (a,), start = shop.followed("public.a")
+    shop.sql("insert into a select i, repeat('x', i) from generate_series(1, 1500) i")
+    shop.sql("insert into a select 1500 + i, repeat('x', i) from generate_series(1, 1500) i")
+    guarded = np.full(room + 64, 170, np.uint8)
+    for piece in (None, PIECE):
+        shop.source.piece_bytes = piece
+        stream = PgStream(shop.dsn, shop.slot, ["p"], start, {a.oid: a}, piece_bytes=piece)
+        stream._receiver._frames = guarded[:room]
+        stream.receive()
+        with closing(stream):
+            found = operations(caught_up(stream, shop.now()))
+        assert [(new["id"], len(new["t"])) for _, new, _ in found] == [(i, (i - 1) % 1500 + 1) for i in range(1, 3001)]
+        assert (guarded[room:] == 170).all()
+        assert (guarded[:room] != 170).any()
+
+
+def test_what_libpq_allocated_is_freed(shop: Shop) -> None:
+    shop.sql("create table a (id int primary key, t text)")
+    (a,), start = shop.followed("public.a")
+    shop.sql("insert into a select i, repeat('x', 2000) from generate_series(1, 40000) i")
+    held = []
+    for _ in range(3):
+        with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+            while not stream.blocked(shop.now()):
+                stream.take()
+                stream.ask()
+                stream.wait(0.1)
+        held.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    # 80 MB came each time.
+    assert held[-1] - held[0] < 40_000_000
+
+
+def test_who_holds_the_slot_is_said(shop: Shop) -> None:
+    a, start = history(shop)
+    shop.source.piece_bytes = PIECE
+    walsender = PgStream(shop.dsn, shop.slot, ["p"], start, {a.oid: a})
+    with pytest.raises(Refused, match="SLOT_IN_USE"):
+        shop.source.stream(shop.slot, "p", start, [a])
+    walsender.close()
+
+
+@pytest.mark.versions(17)
+def test_a_slot_that_waits_for_standbys_is_not_copied(shop: Shop, fetched: Counter[str]) -> None:
+    """The copy would not wait: the lake could then hold what a promoted standby never had."""
+    a, start = history(shop)
+    shop.source.piece_bytes = PIECE
+    shop.sql("select pg_create_physical_replication_slot('standby', true)")
+    shop.sql("alter system set synchronized_standby_slots = 'standby'")
+    shop.sql("select pg_reload_conf()")
+    try:
+        with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+            time.sleep(1)
+            assert stream.take() is None  # the standby has confirmed nothing
+            assert not fetched
+            shop.sql("alter system reset synchronized_standby_slots")
+            shop.sql("select pg_reload_conf()")
+            assert len(operations(caught_up(stream, shop.now()))) > 6000
+    finally:
+        shop.sql("alter system reset synchronized_standby_slots")
+        shop.sql("select pg_reload_conf()")
+        shop.sql("select pg_drop_replication_slot('standby')")
+    assert rows(shop, a, start, PIECE)
+    assert fetched["came"]
+
+
+def test_a_publication_dropped_in_the_middle(shop: Shop, fetched: Counter[str]) -> None:
+    a, start = history(shop)
+    shop.sql("drop publication p")
+    shop.sql("insert into a select generate_series(20000, 21000)")
+    shop.source.publish("p", [a])
+    shop.sql("insert into a select generate_series(30000, 31000)")
+    shop.source.piece_bytes = PIECE
+    stream = shop.source.stream(shop.slot, "p", start, [a])
+    with closing(stream), pytest.raises(Refused, match="PUBLICATION_CHANGED"):
+        caught_up(stream, shop.now())
+    assert fetched["came"]
+
+
+def test_an_open_transaction_that_holds_the_log_back(shop: Shop, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces grow to what would be decoded again with each, and end where that is too much."""
+    asked: list[int] = []
+    fetch = PgStream._fetch
+
+    def noted(self: PgStream, until: int) -> bool:
+        asked.append(until - self._fetched)
+        return fetch(self, until)
+
+    monkeypatch.setattr(PgStream, "_fetch", noted)
+    shop.sql("create table a (id int primary key, t text)")
+    (a,), start = shop.followed("public.a")
+    with psycopg.connect(shop.dsn) as other:
+        other.execute("insert into a values (-1)")
+        for n in range(3000):
+            shop.sql("insert into a values (%s, repeat('x', 700))", [n])
+        other.commit()
+    expected = rows(shop, a, start, None)
+    assert rows(shop, a, start, PIECE) == expected
+    assert asked[:-1] == sorted(asked[:-1])
+    assert asked[0] == PIECE
+    assert PIECE < max(asked) <= (module._AGAIN + 1) * PIECE
