@@ -42,7 +42,7 @@ class _Pair:
 
 
 def run(variant: str, size: float | None, pairs: int, note: Callable[[str], None]) -> dict[str, Any]:
-    """See the module. ``variant``: a key of ``bench.workloads.WORKLOADS``."""
+    """See the module. ``variant``: a key of ``bench.workloads.WORKLOADS``, or ``stream``."""
     workload = WORKLOADS["mixed" if variant == "stream" else variant]
     changes = int(size or workload.size)
     with rig(settings={"max_wal_size": "16GB", "autovacuum": "off"}) as bench:
@@ -122,12 +122,12 @@ def _pair(bench: Rig, connection: psycopg.Connection[Any], work: str, *, tcp: bo
 
 def _drain(bench: Rig, publication: str, end: int, *, tcp: bool) -> float:
     """Seconds pg_recvlogical takes for what is in the slot."""
-    return bench.run(
-        "pg_recvlogical",
-        *("--dbname", "postgres", "--slot", SLOT, "--start", "--file", os.devnull, "--no-loop"),
-        *("--option", "proto_version=1", "--option", f"publication_names={publication}", "--endpos", format_lsn(end)),
-        tcp=tcp,
-    )
+    return bench.run("pg_recvlogical", *_to_nowhere(publication), "--endpos", format_lsn(end), tcp=tcp)
+
+
+def _to_nowhere(publication: str) -> tuple[str, ...]:
+    take = ("--dbname", "postgres", "--slot", SLOT, "--start", "--file", os.devnull, "--no-loop")
+    return (*take, "--option", "proto_version=1", "--option", f"publication_names={publication}")
 
 
 def _live_pair(bench: Rig, connection: psycopg.Connection[Any], works: tuple[str, str], *, tcp: bool, limit_first: bool) -> _Pair:
@@ -173,8 +173,7 @@ def _live_pair(bench: Rig, connection: psycopg.Connection[Any], works: tuple[str
 def _live_limit(bench: Rig, connection: psycopg.Connection[Any], work: str, *, tcp: bool) -> float:
     """Seconds until all has been sent to a pg_recvlogical that was there before."""
     connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
-    wanted = ("--dbname", "postgres", "--slot", SLOT, "--start", "--file", os.devnull, "--no-loop", "--option", "proto_version=1")
-    with bench.program("pg_recvlogical", *wanted, "--option", f"publication_names={_publication(connection)}", tcp=tcp) as process:
+    with bench.program("pg_recvlogical", *_to_nowhere(_publication(connection)), tcp=tcp) as process:
         sent = "select sent_lsn >= %s::pg_lsn from pg_stat_replication where application_name = 'pg_recvlogical'"
         while connection.execute(sent, ("0/0",)).fetchone() is None:
             time.sleep(0.01)

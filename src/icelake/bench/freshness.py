@@ -6,7 +6,6 @@ commit until the first answer that holds it has arrived (``observe.freshness``).
 """
 
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import psycopg
 
 from icelake.bench import figure
-from icelake.bench.rig import Rig, rig
+from icelake.bench.rig import ICELAKE, Rig, rig
 from icelake.errors import IcelakeError
 from icelake.observe.freshness import Freshness
 
@@ -69,7 +68,7 @@ def _run(bench: Rig, seconds: float, note: Callable[[str], None]) -> dict[str, A
     bench.lakehouse.sync()
     freshness, stop = Freshness(), threading.Event()
     following = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from icelake.cli import main; sys.exit(main())", "sync", "--follow", "--json"],
+        [*ICELAKE, "sync", "--follow", "--json"],
         cwd=bench.folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -7,14 +7,13 @@ among it; all our processes are one. The limit is 1,024 MiB.
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
 from icelake.bench import figure
-from icelake.bench.rig import Rig, rig
+from icelake.bench.rig import ICELAKE, Rig, rig
 
 ROWS = 10_000_000
 LIMIT = 1024.0
@@ -72,7 +71,7 @@ def _run(bench: Rig, rows: int, note: Callable[[str], None]) -> dict[str, Any]:
 
 def _peak(bench: Rig) -> float:
     """MiB that a process which brings the lake up to date holds at most."""
-    command = [sys.executable, "-c", "import sys; from icelake.cli import main; sys.exit(main())", "sync", "--json"]
+    command = [*ICELAKE, "sync", "--json"]
     with subprocess.Popen(command, cwd=bench.folder, stdout=subprocess.DEVNULL) as process:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,9 @@ import psycopg
 
 from icelake.lakehouse import Lakehouse
 from icelake.stack.postgres import Postgres
+
+ICELAKE = [sys.executable, "-c", "import sys; from icelake.cli import main; sys.exit(main())"]
+"""The command, as a process of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ def connect(dsn: str, *, replication: bool = False, statement_seconds: int = 60,
     more = {"replication": "database"} if replication else {}
     text = conninfo_of(dsn, options=timeouts, **more)
     try:
+        # A replication connection refuses the extended protocol, and with it what psycopg prepares at the fifth time.
         connection = psycopg.connect(text, autocommit=True, prepare_threshold=None if replication else 5)
         if (replication or not statement_seconds) and connection.info.server_version >= 170000:
             # The transaction may be long. No option of the connection: what an older server does not know it refuses.
