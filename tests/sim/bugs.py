@@ -323,7 +323,8 @@ _ALL = (
         (
             Patch(
                 TABLE,
-                "        self.unused += (pending.path for pending in self._pending.values())\n        self._pending.clear()\n",
+                "        self.unused += (pending.path for pending in self._pending.values() if pending.path)\n"
+                "        self._pending.clear()\n        self._open.clear()\n",
                 "",
             ),
         ),
@@ -377,9 +378,9 @@ _ALL = (
         (
             Patch(
                 FOLLOWED,
-                "            reconciled = index.reconcile(table)\n            return Keyed(table, index), reconciled.reason\n",
-                "            if index.files:\n                index._ready = True\n            else:\n"
-                "                index.reconcile(table)\n            return Keyed(table, index), ''\n",
+                "        return self.index.reconcile(self.table).reason\n",
+                "        if self.index.files:\n            self.index._ready = True\n        else:\n"
+                "            self.index.reconcile(self.table)\n        return ''\n",
             ),
         ),
     ),
@@ -488,7 +489,7 @@ _ALL = (
     Bug(
         "parked changes let go",
         "while a table is parked every change to it is kept",
-        (Patch(APPLIER, "                self.parked[raw.table].keep(raw)\n", ""),),
+        (Patch(APPLIER, "            self.parked[raw.table].keep(raw)\n", "            pass\n"),),
     ),
     Bug(
         "parked table stays in the cut",

@@ -65,6 +65,7 @@ from icelake.tables.expire import Policy
 from icelake.tables.history import evolved
 from icelake.tables.key_index import IndexFiles
 from icelake.tables.layout import layout_properties, partition_spec, sort_order
+from icelake.tables.rewrite import FANOUT
 from icelake.tables.schema import evolve, iceberg_schema, relation_of, table_properties
 from icelake.tables.table import Table
 
@@ -82,8 +83,10 @@ class Settings:
 
     commit_interval: float = 1.0
     """At most one commit in this time, unless a batch is full."""
+    take_bytes: int = 1 << 23
+    """So much is worth decoding and applying before the commit is due."""
     chunk_bytes: int = 1 << 25
-    """Changes decoded and applied at once."""
+    """At most so much is decoded and applied at once; twice that is held in memory as rows before it is written."""
     batch_bytes: int = 1 << 28
     """A batch is committed at the next boundary once it holds this much."""
     range_rows: int = 500_000
@@ -124,6 +127,8 @@ class _Batch:
     position: int = 0
     time: int = 0
     bytes: int = 0
+    held: int = 0
+    """Of the bytes, those whose rows may be in memory."""
     changes: int = 0
     transactions: int = 0
 
@@ -295,13 +300,29 @@ class Applier:
                     if error.table != str(relation.id) or relation.id not in mirrors:
                         raise
                     self._troubles[relation.id] = error
-        if self._troubles:
-            self._park()
-        following, kept = [f.relation for f in self.followed.values()], [p.relation for p in self.parked.values()]
-        self._stream = self._source.stream(self._slot, publication, self.position, following, kept)
-        self._must_be_on(self._stream.timeline)
+        self._begin_stream(publication)
         self._tried = self._clock.monotonic()
         self._last_commit = self._tried - self.settings.commit_interval
+
+    def _begin_stream(self, publication: str) -> None:
+        """Park what is in trouble, and have the rest sent; while the first of it is on its way the row indexes are opened."""
+        while self._stream is None:
+            if self._troubles:
+                self._park()
+            following, kept = [f.relation for f in self.followed.values()], [p.relation for p in self.parked.values()]
+            self._stream = self._source.stream(self._slot, publication, self.position, following, kept)
+            self._must_be_on(self._stream.timeline)
+            for followed in list(self.followed.values()):
+                try:
+                    self._open_index(followed)
+                except Refused as error:
+                    if error.table != str(followed.id):
+                        raise
+                    self._troubles[followed.id] = error
+                    del self.followed[followed.id]
+            if self._troubles:
+                self._stream.close()
+                self._stream = None
 
     def _park_unnamed(self, unnamed: Mapping[TableId, str], members: Mapping[TableId, str], mirrors: Mapping[TableId, LoadedTable]) -> None:
         """What ``withdraw`` said of mirrors is why they stop, unless there is a reason that weighs more."""
@@ -678,14 +699,7 @@ class Applier:
             told, member = self._follow_leaves(table, relation, member, parked)
             if told is not None:
                 loaded, table = told, self._open(told)
-        try:
-            followed, rebuilt = follow(table, self._index_files(relation.id))
-        except Corrupt as error:
-            if error.code == "KEY_TWICE":
-                error.table = str(relation.id)
-            raise
-        if rebuilt:
-            self.rebuilt_indexes[relation.id] = rebuilt
+        followed = follow(table)
         followed.is_member(member)
         if self._wants_history(relation):
             followed.history = self._history(table, loaded)
@@ -693,6 +707,16 @@ class Applier:
             # Before the first change that it is not told.
             self._reshaped(self._catalog.load(known), stopped)
         return followed
+
+    def _open_index(self, followed: Followed) -> None:
+        try:
+            rebuilt = followed.open_index(self._index_files(followed.id))
+        except Corrupt as error:
+            if error.code == "KEY_TWICE":
+                error.table = str(followed.id)
+            raise
+        if rebuilt:
+            self.rebuilt_indexes[followed.id] = rebuilt
 
     def _open(self, mirror: LoadedTable) -> Table:
         """The mirror; one that another program wrote in a way that cannot be read is no reason to stop the others."""
@@ -900,6 +924,7 @@ class Applier:
         publication = publication_name(self.name, self._control.source)
         relation = self._described(parked.id)
         followed = self._follow(relation, self._source.published(publication).get(parked.id), parked.note)
+        self._open_index(followed)
         try:
             for kept in parked.kept():
                 for changes in replay(kept, followed.relation):
@@ -1060,8 +1085,11 @@ class Applier:
                 return self._load(loading)
         if self._batch.open or stream.buffered:
             self._turn_to_load = True
-            if self._batch.bytes + stream.buffered >= self.settings.chunk_bytes or self._clock.monotonic() >= due:
+            full = self._batch.bytes >= self.settings.batch_bytes
+            if full or self._clock.monotonic() >= due or self.position < self._wanted_position() <= stream.server_lsn:
                 return self._take_and_commit(stream)
+            if stream.buffered >= self.settings.take_bytes and self._take_one(stream):
+                return Progress("wait", position=self.position)
         elif (idle := self._idle_position(stream)) is not None:
             return self._commit(idle)
         elif not self._turn_to_load and self._to_load() is not None:
@@ -1070,7 +1098,7 @@ class Applier:
         wait, enough = timeout, 0
         if stream.buffered or self._batch.open:
             wait = max(0.0, min(timeout, due - self._clock.monotonic()))
-            enough = self.settings.chunk_bytes - self._batch.bytes
+            enough = self.settings.take_bytes
         if self._wanted_position() > stream.server_lsn:
             stream.ask()
             wait = min(wait, 0.1)
@@ -1086,27 +1114,41 @@ class Applier:
         taken = False
         until = self._clock.monotonic() + self.settings.commit_interval
         while not taken or before is not None or self._batch.mid or self._behind(stream, until):
-            chunk = stream.take(before=before, max_bytes=self.settings.chunk_bytes)
-            if chunk is None:
+            if not self._take_one(stream, before):
                 break
-            for changes in chunk.changes:
-                followed = self.followed[changes.relation.id]
-                try:
-                    followed.apply(changes)
-                except (UnsupportedTable, ValueOutOfContract) as error:
-                    error.table = str(followed.id)
-                    raise
-                self._batch.changes += len(changes.op)
-            for raw in chunk.raw:
-                self.parked[raw.table].keep(raw)
-                self._batch.changes += len(raw.messages)
-            self._batch.transactions += chunk.transactions
-            self._batch.bytes += chunk.bytes
-            self._batch.time = max(self._batch.time, chunk.commit_time)
-            self._batch.position = max(self._batch.position, chunk.position or 0)
-            self._batch.open = taken = True
-            self._batch.mid = chunk.open
+            taken = True
         return taken
+
+    def _take_one(self, stream: Stream, before: int | None = None) -> bool:
+        """Apply a chunk to the running batch, if there is one."""
+        chunk = stream.take(before=before, max_bytes=self.settings.chunk_bytes)
+        if chunk is None:
+            return False
+        batch = self._batch
+        for changes in chunk.changes:
+            followed = self.followed[changes.relation.id]
+            try:
+                followed.apply(changes)
+            except (UnsupportedTable, ValueOutOfContract) as error:
+                error.table = str(followed.id)
+                raise
+            batch.changes += len(changes.op)
+        for raw in chunk.raw:
+            self.parked[raw.table].keep(raw)
+            batch.changes += len(raw.messages)
+        batch.transactions += chunk.transactions
+        batch.bytes += chunk.bytes
+        batch.held += chunk.bytes
+        batch.time = max(batch.time, chunk.commit_time)
+        batch.position = max(batch.position, chunk.position or 0)
+        batch.open, batch.mid = True, chunk.open
+        if batch.held >= 2 * self.settings.chunk_bytes:
+            for followed in self.followed.values():
+                followed.write()
+            for parked in self.parked.values():
+                parked.write()
+            batch.held = 0
+        return True
 
     def _behind(self, stream: Stream, until: float) -> bool:
         """Whether more than a chunk waits, and the batch has room and time for it."""
@@ -1174,6 +1216,9 @@ class Applier:
         self._confirm(position)
         for location in unused:
             self._storage.delete(location)
+        if self._stream is not None and self._stream.buffered >= self.settings.take_bytes and self._commits % FANOUT:
+            # What waits comes first; and it changes the rows of the files that would be made now.
+            return progress
         for table in self._to_compact([followed for followed, _ in touched], [parked for parked, changes in spools if changes]):
             self._compact(table)
         return progress

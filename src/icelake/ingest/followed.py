@@ -51,12 +51,13 @@ class RowIndex(Protocol):
 class Followed(ABC):
     """A followed table. Between commits ``delta`` is None; a batch fills it, and ``done`` or ``rollback`` ends it.
 
-    What is common to all kinds; ``follow`` makes the right one.
+    What is common to all kinds; ``follow`` makes the right one, and ``open_index`` comes before the first batch.
     """
 
-    def __init__(self, table: Table, index: RowIndex) -> None:
+    _index: RowIndex
+
+    def __init__(self, table: Table) -> None:
         self.table = table
-        self._index = index
         self.relation = table.relation
         self.id = table.id
         self.load = LoadState.parse(table.metadata["properties"][LOAD])
@@ -69,6 +70,13 @@ class Followed(ABC):
         """(leaf, file) of the running batch: the file has no row of the leaf any more."""
         self.history: History | None = None
         """In step with the table, if one is kept: whatever is done to rows here is told there."""
+
+    @abstractmethod
+    def open_index(self, files: IndexFiles | None) -> str:
+        """Read the row index and compare it with the table; why what was kept of it was not (all) believed, '' if it was.
+
+        ``files``: where a key index is kept; None: in memory only. A multiset's is never kept. Raises Corrupt ``KEY_TWICE``.
+        """
 
     # ------------------------------------------------------------------------------------------------ changes
 
@@ -100,7 +108,7 @@ class Followed(ABC):
             if no in self.table.files:
                 positions, stored = self.table.live_rows(no, names)
             else:
-                positions = np.arange(delta.file(no)[1], dtype=np.int64)
+                positions = np.arange(delta.rows(no), dtype=np.int64)
                 stored = self.table.read(np.full(len(positions), no), positions, names, delta=delta)
             rows = one_batch(stored.select(names))
             leaves: npt.NDArray[np.int64] = rows.column(self.relation.leaf).to_numpy()
@@ -164,6 +172,12 @@ class Followed(ABC):
         self._next_membership = now
 
     # ------------------------------------------------------------------------------------------------- commit
+
+    def write(self) -> None:
+        """Write the rows of the running batch that are in memory."""
+        for part in (self.delta, self.history):
+            if part is not None:
+                part.write()
 
     def prepare(self, marker: Marker) -> list[TableChange]:
         """The batch as a commit's parts at ``marker``: this table's, and its history's. Empty if it leaves the table as it is."""
@@ -290,10 +304,13 @@ class Followed(ABC):
 class Keyed(Followed):
     """Changes name rows by a key, which no two rows share."""
 
-    def __init__(self, table: Table, index: KeyIndex) -> None:
-        super().__init__(table, index)
-        self.index = index
+    def __init__(self, table: Table) -> None:
+        super().__init__(table)
         self.order = order(self.relation)
+
+    def open_index(self, files: IndexFiles | None) -> str:
+        self._index = self.index = KeyIndex.load(files, self.table.metadata["table-uuid"])
+        return self.index.reconcile(self.table).reason
 
     def _apply(self, changes: ChangeSet) -> None:
         while True:
@@ -483,9 +500,10 @@ class Keyed(Followed):
 class Multiset(Followed):
     """Changes name rows by all their values, and rows may be equal: a delete takes one of them, an update goes on as one of them."""
 
-    def __init__(self, table: Table, index: BagIndex) -> None:
-        super().__init__(table, index)
-        self.index = index
+    def open_index(self, files: IndexFiles | None) -> str:
+        self._index = self.index = BagIndex()
+        self.index.reconcile(self.table)
+        return ""
 
     def _apply(self, changes: ChangeSet) -> None:
         assert changes.old is not None
@@ -544,6 +562,10 @@ class NoIndex:
 class AppendOnly(Followed):
     """Nothing names rows: only inserts and truncates are published, and the mirror holds what was inserted since the last truncate."""
 
+    def open_index(self, files: IndexFiles | None) -> str:
+        self._index = NoIndex()
+        return ""
+
     def _apply(self, changes: ChangeSet) -> None:
         kind = self._admit(changes)
         if ((kind == UPDATE) | (kind == DELETE)).any():
@@ -578,22 +600,15 @@ def _leaf_of(changes: ChangeSet) -> int:
     return int(values[int(np.flatnonzero(changes.op == TRUNCATE)[0])].as_py())
 
 
-def follow(table: Table, files: IndexFiles | None) -> tuple[Followed, str]:
-    """The table with its row index, compared with the table as it is now; and why what was kept of the index was not (all) believed,
-
-    '' if it was. ``files``: where a key index is kept; None: in memory only. A multiset's index is never kept.
-    """
+def follow(table: Table) -> Followed:
+    """The table as its rows are named."""
     match table.relation.identity:
         case "key":
-            index = KeyIndex.load(files, table.metadata["table-uuid"])
-            reconciled = index.reconcile(table)
-            return Keyed(table, index), reconciled.reason
+            return Keyed(table)
         case "full":
-            bag = BagIndex()
-            bag.reconcile(table)
-            return Multiset(table, bag), ""
+            return Multiset(table)
         case "none":
-            return AppendOnly(table, NoIndex()), ""
+            return AppendOnly(table)
 
 
 def with_history(change: TableChange, history: History | None, marker: Marker) -> list[TableChange]:

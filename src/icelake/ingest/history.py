@@ -24,8 +24,6 @@ from icelake.tables.history import history_properties, history_schema
 from icelake.tables.rewrite import choose, rewrite
 from icelake.tables.table import Delta, Table, one_batch
 
-FLUSH_BYTES = 32 << 20
-"""Arrow bytes of rows that become a data file before the commit."""
 _OPS = {INSERT: model.INSERT, UPDATE: model.UPDATE, DELETE: model.DELETE, TRUNCATE: model.TRUNCATE}
 
 
@@ -40,8 +38,6 @@ class History:
         self._next = self.note
         self._schema = arrow_schema(table.relation.columns)
         self._delta: Delta | None = None
-        self._rows: list[pa.RecordBatch] = []
-        self._bytes = 0
 
     @property
     def pending(self) -> bool:
@@ -139,15 +135,12 @@ class History:
                 columns[name] = _structs(batch, at, self._schema.field(name).type)
         rows = pa.RecordBatch.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
         self._next = HistoryNote(self._next.mirror, last + n, self._next.since)
-        self._rows.append(rows)
-        self._bytes += rows.nbytes
-        if self._bytes >= FLUSH_BYTES:
-            self._flush()
+        self._begin().append(rows, None)
 
-    def _flush(self) -> None:
-        if self._rows:
-            self._begin().append(pa.Table.from_batches(self._rows), None)
-            self._rows, self._bytes = [], 0
+    def write(self) -> None:
+        """Write the rows of the running batch that are in memory."""
+        if self._delta is not None:
+            self._delta.write()
 
     def _begin(self) -> Delta:
         if self._delta is None:
@@ -167,7 +160,6 @@ class History:
 
     def prepare(self, marker: Marker, mirror: int | None) -> TableChange:
         """The batch as this table's part of the commit after which the mirror is at that snapshot."""
-        self._flush()
         self._next = HistoryNote(mirror, self._next.last, self._next.since)
         return self._begin().prepare(marker.summary(), {HISTORY: self._next.dump()})
 
@@ -189,7 +181,6 @@ class History:
 
     def _end(self) -> None:
         self._delta = None
-        self._rows, self._bytes = [], 0
 
     def compact(self, marker: Marker) -> TableChange | None:
         """A batch that only makes few files of many, or None if there is nothing worth it. Needs no running batch."""

@@ -130,6 +130,11 @@ class Parked:
         self._delta.append(rows, None)
         self._kept += n
 
+    def write(self) -> None:
+        """Write the changes of the running batch that are in memory."""
+        if self._delta is not None:
+            self._delta.write()
+
     def prepare(self, marker: Marker, limit: int, past: PastLimit) -> list[TableChange]:
         """The batch as these tables' part of a commit: of the spool, and of the mirror if the changes are not kept any longer."""
         if self.spool is None or self._delta is None:

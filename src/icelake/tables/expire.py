@@ -120,29 +120,29 @@ class _Reachable:
 
     def only(self, gone: Iterable[Json], stay: Iterable[Json]) -> set[str]:
         """Files the snapshots ``gone`` reference and those in ``stay`` do not: manifest lists, manifests, data, Puffins."""
-        gone_lists = {snapshot["manifest-list"] for snapshot in gone}
-        stay_lists = {snapshot["manifest-list"] for snapshot in stay}
-        gone_lists -= stay_lists
-        if not gone_lists:
+        staying = {snapshot["manifest-list"]: snapshot for snapshot in stay}
+        going = {snapshot["manifest-list"]: snapshot for snapshot in gone if snapshot["manifest-list"] not in staying}
+        if not going:
             return set()
         needed: dict[str, int] = {}
-        for location in stay_lists:
-            needed |= self._manifests(location)
+        for snapshot in staying.values():
+            needed |= self._manifests(snapshot)
         manifests: dict[str, int] = {}
-        for location in gone_lists:
-            manifests |= self._manifests(location)
+        for snapshot in going.values():
+            manifests |= self._manifests(snapshot)
         lonely = {path: length for path, length in manifests.items() if path not in needed}
         files = {file for path, length in lonely.items() for file in self._files(path, length)}
         # No snapshot lists a file twice, so a manifest that stood beside every lonely one cannot hold their files.
-        everywhere = set.intersection(*(set(self._manifests(location)) for location in gone_lists))
+        everywhere = set.intersection(*(set(self._manifests(snapshot)) for snapshot in going.values()))
         for path, length in needed.items():
             if files and path not in everywhere:
                 files -= self._files(path, length)
-        return gone_lists | lonely.keys() | files
+        return going.keys() | lonely.keys() | files
 
-    def _manifests(self, location: str) -> dict[str, int]:
+    def _manifests(self, snapshot: Json) -> dict[str, int]:
+        location = snapshot["manifest-list"]
         if location not in self._lists:
-            _, records = decode_manifest_list(self._storage.read(location), location)
+            _, records = decode_manifest_list(self._storage.read(location), location, snapshot["summary"])
             self._lists[location] = {record["manifest_path"]: record["manifest_length"] for record in records}
         return self._lists[location]
 

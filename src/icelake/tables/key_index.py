@@ -348,6 +348,8 @@ class KeyIndex:
         if (to < 0).all():
             self._rows, self._count = _new_table(_SMALLEST, None), 0
             return True
+        if (to >= 0).sum() == len(self.files):
+            return bool(_rename(self._rows, to))
         rows, self._rows = self._rows, self._new(len(self._rows))
         self._count = int(_copy(rows, self._rows, self._k0, self._k1, to))
         return self._count >= 0
@@ -784,6 +786,20 @@ def _copy(rows, new, k0, k1, numbers):  # type: ignore[no-untyped-def]
         new[at, 3] = rows[i, 3]
         count += 1
     return count
+
+
+@kernel
+def _rename(rows, numbers):  # type: ignore[no-untyped-def]
+    """Translate every file number where it stands; whether there was one for each."""
+    for i in range(rows.shape[0]):
+        where = rows[i, 2]
+        if where == _FREE:
+            continue
+        old = np.int64(where >> np.uint64(32))
+        if old >= numbers.shape[0] or numbers[old] < 0:
+            return False
+        rows[i, 2] = (np.uint64(numbers[old]) << np.uint64(32)) | (where & np.uint64(0xFFFFFFFF))
+    return True
 
 
 @kernel

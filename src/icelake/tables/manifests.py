@@ -291,9 +291,18 @@ def decode_manifest(file: bytes, where: str) -> tuple[dict[str, bytes], list[Rec
     return _decode_container(file, where)
 
 
-def decode_manifest_list(file: bytes, where: str) -> tuple[dict[str, bytes], list[Record]]:
-    """(header, manifest_file records) of a manifest list."""
-    return _decode_container(file, where)
+def decode_manifest_list(file: bytes, where: str, summary: Mapping[str, str] | None = None) -> tuple[dict[str, bytes], list[Record]]:
+    """(header, manifest_file records) of a manifest list. ``summary``: its snapshot's, with which its counts must agree.
+
+    Nothing says how long a list is, and one that was cut off between two blocks is a list all the same.
+    """
+    header, records = _decode_container(file, where)
+    for content, total in ((DATA, "total-data-files"), (DELETES, "total-delete-files")):
+        listed = sum(record["added_files_count"] + record["existing_files_count"] for record in records if record["content"] == content)
+        counted = (summary or {}).get(total)
+        if counted is not None and int(counted) != listed:
+            raise corrupt(where, f"it lists {listed} files, and {total} of its snapshot is {counted}")
+    return header, records
 
 
 def inherit(manifest: Record, entries: Iterable[Record], where: str, version: int) -> Iterator[Record]:

@@ -55,6 +55,8 @@ LINE = "icelake.line"
 """Summary key: the sequence number since which every snapshot was made here, on the newest one there was. Snapshots of one line
 are a history without rollbacks, branches or other writers, even where those in between are expired."""
 
+OPEN_BYTES = 64 << 20
+"""Arrow bytes from which on a delta's data file is written at once, and no more rows come into it."""
 _FANOUT = 8
 """Manifests of about one size are merged when there are this many, so a table of n files has O(log n) manifests."""
 _MANIFEST_BYTES = 8 << 20
@@ -191,7 +193,8 @@ class Table:
             ) from error
 
     def _read_manifests(self, manifest_list: str) -> None:
-        _, records = decode_manifest_list(self.storage.read(manifest_list), manifest_list)
+        head = self.snapshot(self.snapshot_id)
+        _, records = decode_manifest_list(self.storage.read(manifest_list), manifest_list, head["summary"] if head else None)
         # Data first: a deletion vector is an entry about a file.
         for record in sorted(records, key=lambda record: int(record["content"])):
             path = record["manifest_path"]
@@ -286,8 +289,7 @@ class Table:
             if lineage:
                 parts.append(self._with_lineage(self.files[no], wanted, here))
             else:
-                path, count = delta.file(no) if delta is not None and no not in self.files else self._file(no)
-                parts.append(self._data_files.take(path, count, wanted, here))
+                parts.append(delta.take(no, wanted, here) if delta is not None and no not in self.files else self._take(no, wanted, here))
         together = pa.concat_tables(parts)
         if np.array_equal(order, np.arange(len(order))):
             return together
@@ -342,9 +344,12 @@ class Table:
     def remember(self, path: str, footer: pq.FileMetaData) -> None:
         self._data_files.remember(path, footer)
 
-    def _file(self, no: int) -> tuple[str, int]:
-        file = self.files[no]
-        return file.path, file.record_count
+    def take(self, path: str, rows: int, wanted: Sequence[Wanted], positions: npt.NDArray[np.int64]) -> pa.Table:
+        """The rows at these ascending positions of a data file of ``rows`` rows."""
+        return self._data_files.take(path, rows, wanted, positions)
+
+    def _take(self, no: int, wanted: Sequence[Wanted], positions: npt.NDArray[np.int64]) -> pa.Table:
+        return self.take(self.files[no].path, self.files[no].record_count, wanted, positions)
 
     def _with_lineage(self, file: LiveFile, wanted: Sequence[Wanted], positions: npt.NDArray[np.int64] | None) -> pa.Table:
         if not self.has_lineage:
@@ -420,15 +425,18 @@ class Placed:
     positions: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pending:
-    """A data file a delta wrote: ``record`` describes it in the manifest."""
+    """A data file of a delta. Its rows are in memory until it is written; then ``record`` describes it in the manifest."""
 
     no: int
-    path: str
     partition: Partition
-    record: Record
-    footer: pq.FileMetaData
+    rows: int = 0
+    held: list[pa.Table] = field(default_factory=list)
+    """In the schema of a data file, with the columns of lineage or without them."""
+    path: str = ""
+    record: Record = field(default_factory=dict)
+    footer: pq.FileMetaData | None = None
 
 
 @dataclass(slots=True)
@@ -458,8 +466,9 @@ class _New:
 class Delta:
     """Everything one commit does to one table. May be fed for long before ``prepare``, which ends it.
 
-    Data files are written as rows come; the rest by ``prepare``. ``written`` names all of it, for cleaning up once it is certain
-    that the commit was not done. ``unused`` names those of them that no snapshot will know even if it was.
+    A data file is written when it has ``OPEN_BYTES``, or by ``write``, or by ``prepare`` with all the rest; until then it is open: its
+    rows are in memory, and more may come. ``written`` names all that was, for cleaning up once it is certain that the commit was not
+    done. ``unused`` names those of them that no snapshot will know even if it was.
     """
 
     def __init__(self, table: Table, replaces: bool) -> None:
@@ -471,6 +480,7 @@ class Delta:
         self.outcome: _Outcome | None = None
         self._base = table.snapshot_id
         self._pending: dict[int, _Pending] = {}
+        self._open: dict[Partition, _Pending] = {}
         self._deletes: dict[int, BitMap64] = {}
         self._removed: set[int] = set()
 
@@ -479,14 +489,22 @@ class Delta:
         return not (self._pending or self._deletes or self._removed)
 
     def files_with(self, leaf: int) -> list[int]:
-        """Numbers of the data files this delta wrote that may hold rows of a leaf (``Relation.partitioned``)."""
-        spans = ((no, self.table.leaves_of(pending.record)) for no, pending in self._pending.items())
+        """Numbers of the data files this delta adds that may hold rows of a leaf (``Relation.partitioned``)."""
+        spans = ((no, self.table.leaves_of(pending.record) if pending.path else None) for no, pending in self._pending.items())
         return [no for no, span in spans if span is None or span[0] <= leaf <= span[1]]
 
-    def file(self, no: int) -> tuple[str, int]:
-        """(path, rows) of a data file this delta wrote."""
+    def rows(self, no: int) -> int:
+        """How many a data file has, committed or added by this delta."""
+        return self._pending[no].rows if no in self._pending else self.table.files[no].record_count
+
+    def take(self, no: int, wanted: Sequence[Wanted], positions: npt.NDArray[np.int64]) -> pa.Table:
+        """The rows at these ascending positions of a data file that this delta adds."""
         pending = self._pending[no]
-        return pending.path, pending.record["record_count"]
+        if pending.path:
+            return self.table.take(pending.path, pending.rows, wanted, positions)
+        names = [column.name for column in wanted]
+        rows = pa.concat_tables([part.select(names) for part in pending.held]).take(data_files.indices(positions))
+        return rows.cast(pa.schema([(column.name, column.type) for column in wanted]))
 
     # -------------------------------------------------------------------------------------------------------- feeding
 
@@ -499,8 +517,8 @@ class Delta:
         """Add rows (``arrow_schema`` of the relation), into files of one partition each, sorted by the table's sort order.
 
         ``row_ids``: the id each row keeps, -1 for a new row; None: all are new. ``last_updated``: the sequence numbers that last
-        changed the rows, -1 for this commit's; only with row_ids. A table without lineage keeps neither. Every call writes files
-        of its own.
+        changed the rows, -1 for this commit's; only with row_ids. A table without lineage keeps neither. Where rows have an order
+        every call makes files of its own.
         """
         if rows.schema.names != self.table.fields.plain.names:
             raise ValueError(f"columns {rows.schema.names} are not the table's: {self.table.fields.plain.names}")
@@ -517,6 +535,7 @@ class Delta:
             last_updated = None if last_updated is None else last_updated[order]
         file_no = np.empty(total, np.int32)
         positions = np.empty(total, np.int64)
+        grows = self.table.layout.sort_order_id is None
         step = min(data_files.TARGET_ROWS, max(1, int(total * data_files.TARGET_BYTES // max(rows.nbytes, 1))))
         for group in groups:
             # Even parts: no small file at the end.
@@ -526,42 +545,73 @@ class Delta:
                 start, end = group.start + count * part // parts, group.start + count * (part + 1) // parts
                 ids = None if row_ids is None else row_ids[start:end]
                 updated = None if last_updated is None else last_updated[start:end]
-                file_no[start:end] = self._write(rows.slice(start, end - start), ids, updated, group.partition)
-                positions[start:end] = np.arange(end - start)
+                pending = self._with_room(group.partition, end - start)
+                file_no[start:end] = pending.no
+                positions[start:end] = np.arange(pending.rows, pending.rows + end - start)
+                pending.held.append(self._in_file(rows.slice(start, end - start), ids, updated))
+                pending.rows += end - start
+                if grows and sum(held.nbytes for held in pending.held) < OPEN_BYTES:
+                    self._open[group.partition] = pending
+                else:
+                    self._write(pending)
         back = slice(None) if order is None else order
         out.file_no[back] = file_no
         out.positions[back] = positions
         return out
 
-    def _write(
-        self,
-        rows: pa.Table | pa.RecordBatch,
-        row_ids: npt.NDArray[np.int64] | None,
-        last_updated: npt.NDArray[np.int64] | None,
-        partition: Partition,
-    ) -> int:
-        table = self.table
-        fields = table.fields
-        if row_ids is None or not (row_ids >= 0).any():
-            content = data_files.in_file(rows, fields.plain)
-        else:
-            updated = np.full(len(row_ids), -1, np.int64) if last_updated is None else last_updated
-            lineage = pa.array(row_ids, mask=row_ids < 0), pa.array(updated, mask=updated < 0)
-            content = data_files.in_file(rows, fields.lineage, lineage)
-        encoded = data_files.encode(content, [column.iceberg for column in fields.relation.columns])
-        path = f"{table.location}/data/{table.chance.uuid()}.parquet"
-        self.written.append(path)
-        table.storage.write(path, encoded.data)
-        table.remember(path, encoded.footer)
+    def _with_room(self, partition: Partition, rows: int) -> _Pending:
+        """The open file of a partition, or a new one."""
+        there = self._open.pop(partition, None)
+        if there is not None:
+            if there.rows + rows <= data_files.TARGET_ROWS:
+                return there
+            self._write(there)
         no = next(_numbers)
-        record = {
+        self._pending[no] = _Pending(no, partition)
+        return self._pending[no]
+
+    def _in_file(
+        self, rows: pa.Table | pa.RecordBatch, row_ids: npt.NDArray[np.int64] | None, last_updated: npt.NDArray[np.int64] | None
+    ) -> pa.Table:
+        fields = self.table.fields
+        if row_ids is None or not (row_ids >= 0).any():
+            return data_files.in_file(rows, fields.plain)
+        updated = np.full(len(row_ids), -1, np.int64) if last_updated is None else last_updated
+        lineage = pa.array(row_ids, mask=row_ids < 0), pa.array(updated, mask=updated < 0)
+        return data_files.in_file(rows, fields.lineage, lineage)
+
+    def write(self) -> None:
+        """Write the files that are open: their rows leave the memory."""
+        for pending in self._open.values():
+            self._write(pending)
+        self._open.clear()
+
+    def _drop_dead(self) -> None:
+        """Open files of which no row is left are not written at all."""
+        for partition, pending in list(self._open.items()):
+            deleted = self._deletes.get(pending.no)
+            if deleted is not None and len(deleted) == pending.rows:
+                del self._open[partition], self._pending[pending.no], self._deletes[pending.no]
+
+    def _write(self, pending: _Pending) -> None:
+        table, held = self.table, pending.held
+        if len({part.num_columns for part in held}) > 1:
+            # Null is what a row without a past has in the columns of lineage.
+            lineage = table.fields.lineage
+            held = [part if len(part.columns) == len(lineage) else data_files.in_file(part, lineage, _no_past(part)) for part in held]
+        encoded = data_files.encode(pa.concat_tables(held), [column.iceberg for column in table.fields.relation.columns])
+        pending.held.clear()
+        pending.path = f"{table.location}/data/{table.chance.uuid()}.parquet"
+        self.written.append(pending.path)
+        table.storage.write(pending.path, encoded.data)
+        table.remember(pending.path, encoded.footer)
+        pending.footer = encoded.footer
+        pending.record = {
             **encoded.record,
-            "file_path": path,
-            "partition": table.layout.record(partition),
+            "file_path": pending.path,
+            "partition": table.layout.record(pending.partition),
             "sort_order_id": table.layout.sort_order_id,
         }
-        self._pending[no] = _Pending(no, path, partition, record, encoded.footer)
-        return no
 
     def delete(self, file_no: npt.NDArray[np.integer], positions: npt.NDArray[np.integer]) -> None:
         """Rows that are no rows any more, in committed or own files. A position deleted already stays deleted."""
@@ -575,15 +625,12 @@ class Delta:
             if no in self._removed:
                 continue
             bitmap = deletion_vectors.bitmap_of(where[start:end])
-            if bitmap.max() >= self._rows(no):
-                raise ValueError(f"position {bitmap.max()} of a file with {self._rows(no)} rows")
+            if bitmap.max() >= self.rows(no):
+                raise ValueError(f"position {bitmap.max()} of a file with {self.rows(no)} rows")
             if no in self._deletes:
                 self._deletes[no] |= bitmap
             else:
                 self._deletes[no] = bitmap
-
-    def _rows(self, no: int) -> int:
-        return self.file(no)[1] if no in self._pending else self.table.files[no].record_count
 
     def remove(self, file_no: int) -> None:
         """A committed data file goes with all its rows."""
@@ -595,8 +642,9 @@ class Delta:
     def truncate(self) -> None:
         """Every row goes, committed or added by this delta before."""
         self._removed.update(self.table.files)
-        self.unused += (pending.path for pending in self._pending.values())
+        self.unused += (pending.path for pending in self._pending.values() if pending.path)
         self._pending.clear()
+        self._open.clear()
         self._deletes.clear()
 
     # ------------------------------------------------------------------------------------------------------ preparing
@@ -610,6 +658,8 @@ class Delta:
         table = self.table
         if self.outcome is not None or table.snapshot_id != self._base:
             raise ValueError("a delta is prepared once, on the snapshot it began with")
+        self._drop_dead()
+        self.write()
         self.outcome = _Outcome()
         updates: list[Json] = []
         if summary or not self.is_empty:
@@ -646,7 +696,7 @@ class Delta:
             together = deleted if known is None else deleted | known
             if known is not None and len(together) == len(known):
                 continue
-            if len(together) < self._rows(no):
+            if len(together) < self.rows(no):
                 vectors[no] = together
             elif no in self._pending:
                 self.unused.append(self._pending[no].path)
@@ -716,7 +766,7 @@ class Delta:
                 layout=table.layout,
                 snapshot=snapshot,
                 blobs=blobs,
-                footers={file.path: file.footer for file in pending},
+                footers={file.path: file.footer for file in pending if file.footer is not None},
                 sizes={file.path: file.record["file_size_in_bytes"] for file in pending},
             )
         )
@@ -897,6 +947,10 @@ class Delta:
             "changed-partition-count": str(len(touched)),
             **{name: str(totals[name] + grown[name]) for name in grown},
         }
+
+
+def _no_past(rows: pa.Table) -> tuple[Any, Any]:
+    return pa.nulls(rows.num_rows, pa.int64()), pa.nulls(rows.num_rows, pa.int64())
 
 
 def one_batch(rows: pa.Table) -> pa.RecordBatch:

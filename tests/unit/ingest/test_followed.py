@@ -54,8 +54,8 @@ class Rig:
         mirror = self.mirror
         table = Table.open(mirror.catalog.load(self.shape.id), mirror.storage, mirror.clock, mirror.chance)
         self.followed: Followed
-        self.followed, reason = follow(table, None)
-        assert reason == ""
+        self.followed = follow(table)
+        assert not self.followed.open_index(None)
 
     def apply(self, *changes: Change, lsn: int = L) -> None:
         nothing = (None,) * len(self.shape.columns)

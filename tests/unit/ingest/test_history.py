@@ -67,7 +67,8 @@ class Rig:
         return Table.open(loaded, self.mirror.storage, self.mirror.clock, self.mirror.chance)
 
     def open(self) -> None:
-        followed, _ = follow(self.table(self.loaded()), None)
+        followed = follow(self.table(self.loaded()))
+        assert not followed.open_index(None)
         assert isinstance(followed, Keyed)
         self.followed = followed
         loaded = load_or_create(self.mirror.catalog, self.loaded(), "s", self.position)

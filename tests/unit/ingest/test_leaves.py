@@ -52,7 +52,8 @@ class Rig:
     def open(self) -> None:
         mirror = self.mirror
         table = Table.open(mirror.catalog.load(SHAPE.id), mirror.storage, mirror.clock, mirror.chance)
-        opened, _ = follow(table, None)
+        opened = follow(table)
+        assert not opened.open_index(None)
         assert isinstance(opened, Keyed)
         self.followed = opened
 

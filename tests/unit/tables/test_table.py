@@ -1,6 +1,7 @@
 import contextlib
 import math
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from icelake.model.layout import Layout, PartitionField, SortField
 from icelake.model.marker import Marker
 from icelake.ports import Json, LoadedTable
 from icelake.tables import data_files
+from icelake.tables import table as table_module
 from icelake.tables.manifests import DATA, DELETES, decode_manifest, decode_manifest_list
 from icelake.tables.table import Placed, Table
 from tests.unit.tables.mirror import SMALL, MemoryStorage, Mirror, batch, relation
@@ -29,7 +31,8 @@ def filled(count: int = 10, *, version: int = 3) -> Mirror:
 
 def only(placed: Placed) -> int:
     """The one file all rows are in, in their order."""
-    assert placed.positions.tolist() == list(range(len(placed.positions)))
+    first = int(placed.positions[0])
+    assert placed.positions.tolist() == list(range(first, first + len(placed.positions)))
     (no,) = set(placed.file_no.tolist())
     return int(no)
 
@@ -172,30 +175,63 @@ def test_a_file_without_rows_leaves_with_its_vector() -> None:
     mirror.check()
 
 
-def test_a_delta_fed_many_times_is_one_snapshot() -> None:
+@pytest.mark.parametrize("written", [True, False])
+def test_a_delta_fed_many_times_is_one_snapshot(written: bool) -> None:
     mirror = filled()
     (base,) = mirror.table.files
     delta = mirror.table.delta()
-    first = only(delta.append(batch(SMALL, [(20, "a"), (21, "b")]), None))
-    delta.delete(*both((base, 0), (first, 0)))
-    second = only(delta.append(batch(SMALL, [(20, "c"), (0, "d")]), np.array([-1, 0])))
-    third = only(delta.append(batch(SMALL, [(30, "gone")]), None))
-    delta.delete(*both((third, 0)))
-    # Rows of files nobody knows yet can be read.
-    found = mirror.table.read(*both((second, 1), (base, 5), (first, 1)), ["text"], delta=delta)
+    first = delta.append(batch(SMALL, [(20, "a"), (21, "b")]), None)
+    delta.delete(*both((base, 0), (only(first), 0)))
+    if written:
+        delta.write()
+    second = delta.append(batch(SMALL, [(20, "c"), (0, "d")]), np.array([-1, 0]))
+    if written:
+        delta.write()
+    third = delta.append(batch(SMALL, [(30, "gone")]), None)
+    delta.delete(*both((only(third), int(third.positions[0]))))
+    # One file for as long as nothing is written, and its rows can be read all the same.
+    assert [placed.positions.tolist() for placed in (first, second, third)] == ([[0, 1], [0, 1], [0]] if written else [[0, 1], [2, 3], [4]])
+    assert len({only(placed) for placed in (first, second, third)}) == (3 if written else 1)
+    where = both((only(second), int(second.positions[1])), (base, 5), (only(first), 1))
+    found = mirror.table.read(*where, ["text"], delta=delta)
     assert found.column("text").to_pylist() == ["d", "v5", "b"]
+    assert len(delta.written) == (2 if written else 0)
     mirror.send(delta)
     rows = mirror.rows()
     assert rows == mirror.rows(mirror.reopen())
     assert {key: row[1] for key, (row, _, _) in rows.items()} == {21: "b", 20: "c", 0: "d"} | {key: f"v{key}" for key in range(1, 10)}
     assert rows[0][1] == 0
-    assert rows[21][1] == delta.first_row_id(first) + 1
-    assert rows[20][1] == delta.first_row_id(second)
-    assert third not in mirror.table.files
+    assert rows[21][1] == delta.first_row_id(only(first)) + 1
+    assert rows[20][1] == delta.first_row_id(only(second)) + second.positions[0]
+    assert len(mirror.table.files) == (3 if written else 2)
+    assert delta.unused == []
+
+
+def test_a_file_whose_rows_are_all_gone_is_not_written() -> None:
+    mirror = filled()
+    delta = mirror.table.delta()
+    early = delta.append(batch(SMALL, [(20, "a")]), None)
+    delta.write()
+    late = delta.append(batch(SMALL, [(30, "b"), (31, "c")]), None)
+    delta.delete(*both((only(early), 0), (only(late), 0), (only(late), 1)))
+    mirror.send(delta)
     (unused,) = delta.unused
     assert unused in delta.written
-    referenced = {file.path for file in mirror.table.files.values()}
-    assert unused not in referenced
+    assert unused not in {file.path for file in mirror.table.files.values()}
+    assert sum(path.endswith(".parquet") for path in delta.written) == 1
+    assert set(mirror.rows()) == set(range(10))
+
+
+def test_a_file_is_written_when_it_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "OPEN_BYTES", 200)
+    mirror = Mirror(SMALL)
+    delta = mirror.table.delta()
+    numbers = [only(delta.append(batch(SMALL, [(key, "x" * 60)]), None)) for key in range(10)]
+    assert 1 < len(set(numbers)) < 10
+    assert len(delta.written) == len(set(numbers)) - 1
+    mirror.send(delta)
+    assert {no: file.record_count for no, file in mirror.table.files.items()} == dict(Counter(numbers))
+    assert set(mirror.rows()) == set(range(10))
 
 
 def test_truncate_takes_committed_and_pending_rows() -> None:
@@ -203,6 +239,8 @@ def test_truncate_takes_committed_and_pending_rows() -> None:
     mirror.commit([(3, "x")])
     delta = mirror.table.delta()
     delta.append(batch(SMALL, [(20, "a")]), None)
+    delta.write()
+    delta.append(batch(SMALL, [(22, "c")]), None)
     delta.delete(*both(*((no, 0) for no in mirror.table.files)))
     delta.truncate()
     delta.delete(*both(*((no, 0) for no in mirror.table.files)))
@@ -305,6 +343,17 @@ def changed(mirror: Mirror, **values: Any) -> LoadedTable:
     loaded = mirror.loaded()
     metadata: Json = {**loaded.metadata, **values}
     return LoadedTable(loaded.id, metadata, loaded.metadata_location)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("content", [DATA, DELETES])
+def test_a_manifest_list_that_was_cut_off_between_two_blocks_is_corrupt(version: int, content: int) -> None:
+    mirror = filled(version=version)
+    mirror.commit(delete=[1])
+    kept = [manifest for manifest in mirror.table.manifests if manifest.content != content]
+    mirror.storage.files[mirror.head()["manifest-list"]] = mirror.table.codec.encode_manifest_list(mirror.head(), kept)
+    with pytest.raises(Corrupt, match="MANIFEST_CORRUPT"):
+        mirror.reopen()
 
 
 def test_other_shapes_of_tables_are_refused() -> None:

@@ -45,10 +45,16 @@ _HEADER = 25
 """XLogData: 'w', start and end of WAL, clock; the pgoutput message follows."""
 _BATCH = 1 << 18
 """Bytes the receiver gathers before it hands them to the buffer."""
-_AGAIN = 8
-"""Pieces that may be decoded again with each."""
+_LARGEST = 8
+"""So many times ``piece_bytes`` is the largest piece."""
+_LOOK = 32
+"""So many times ``piece_bytes`` the slot's restart_lsn may be behind what was confirmed, to be moved before anything is read."""
 _MARGIN = 1 << 20
-"""Bytes of the flushed log that no piece takes: what is flushed may end in the middle of a record, whose rest a call would wait for."""
+"""Bytes of the flushed log that no piece takes while the log grows: what is flushed may end in the middle of a record."""
+_FLUSHES, _FLUSH_PAUSE = 8, 0.03
+"""How often it is looked whether what was logged is flushed, and the seconds between: PostgreSQL's WAL writer does it every 0.2 s."""
+_PAGE_HEADER = 40
+"""Bytes of the longest header of a page of the log."""
 _REPLY_PAUSE = 0.05
 """Seconds between answers to a server that keeps asking."""
 _SHUTDOWN_REQUESTS = 100
@@ -206,7 +212,7 @@ class PgStream:
         self._connection.add_notice_handler(self._noticed)
         self._connection.pgconn.nonblocking = 0
         self._receiver = Receiver(self._connection.pgconn, _BATCH)
-        if not (self._piece and self._may_fetch() and self._next_piece() and self._copy_slot()):
+        if not (self._piece and self._may_fetch() and self._near() and self._next_piece() and self._copy_slot()):
             self._start_replication()
 
     def _start_replication(self) -> None:
@@ -252,31 +258,68 @@ class PgStream:
         )
         return bool(may)
 
+    def _near(self) -> bool:
+        """Whether a piece of log waits. Then the slot's restart_lsn is brought near, as far as a look at the log there takes no time.
+
+        It follows where the log is decoded. What was fetched by SQL was decoded for a copy of the slot.
+        """
+        assert self._piece is not None
+        lag = "select pg_catalog.pg_current_wal_flush_lsn() - {at}, confirmed_flush_lsn - restart_lsn"
+        move = "select pg_catalog.pg_replication_slot_advance(slot_name, confirmed_flush_lsn)"
+        of = " from pg_catalog.pg_replication_slots where slot_name = {slot} and confirmed_flush_lsn is not null"
+        found = run(self._connection, sql.SQL(lag + of).format(at=format_lsn(self._fetched), slot=self._slot))
+        if not found or found[0][0] < self._piece:
+            return False
+        if self._piece < found[0][1] < _LOOK * self._piece:
+            # In use: that is told where it is copied.
+            with suppress(psycopg.errors.ObjectInUse):
+                run(self._connection, sql.SQL(move + of).format(slot=self._slot))
+        return True
+
     def _next_piece(self) -> int | None:
         """Up to where the next piece goes; None if what is left is not worth one.
 
-        Each is decoded from the slot's restart_lsn on, which an open transaction holds back: so a piece is never smaller than what would be
-        decoded again, but for the last, and where that is too much (the server keeps a piece's changes in temporary files) the walsender
-        goes on. A copy does not fail over, and so does not wait for ``synchronized_standby_slots`` as the slot does: the lake would run
-        ahead of them.
+        Each is decoded from the slot's restart_lsn on, which follows only where the server noted what runs (every 15 s) and an open
+        transaction holds back. So a piece is as large as what is decoded again with it, or half of what there is, within bounds: the server
+        keeps a piece's changes in temporary files. Where twice as much is decoded again the walsender goes on, which does so once. A copy
+        does not fail over, and so does not wait for ``synchronized_standby_slots`` as the slot does: the lake would run ahead of them.
         """
         if self._piece is None:
             return None
+        end = self._whole_records()
         found = run(
             self._connection,
             sql.SQL(
-                "select pg_catalog.pg_current_wal_flush_lsn() - {at}::pg_catalog.pg_lsn, {at}::pg_catalog.pg_lsn - s.restart_lsn "
+                "select {end}::pg_catalog.pg_lsn - {at}::pg_catalog.pg_lsn, {at}::pg_catalog.pg_lsn - s.restart_lsn "
                 "from pg_catalog.pg_replication_slots s where s.slot_name = {slot} and s.restart_lsn is not null "
                 "and (to_jsonb(s) ->> 'failover' is distinct from 'true' "
                 "or coalesce(pg_catalog.current_setting('synchronized_standby_slots', true), '') = '')"
-            ).format(at=format_lsn(self._fetched), slot=self._copy or self._slot),
+            ).format(at=format_lsn(self._fetched), slot=self._copy or self._slot, end=format_lsn(end)),
         )
         if not found:
             return None
         behind, again = (int(number) for number in found[0])
-        if behind - _MARGIN < self._piece or again > _AGAIN * self._piece:
+        size = min(max(self._piece, again, behind // 2), _LARGEST * self._piece)
+        if behind < self._piece or again > 2 * size:
             return None
-        return self._fetched + min(behind - _MARGIN, max(self._piece, again))
+        # What would be left is no piece: it comes with this one.
+        return end if behind < size + self._piece else self._fetched + size
+
+    def _whole_records(self) -> int:
+        """Up to where the log is flushed and ends with a whole record. A call that met a part of one would wait for the rest."""
+        ((inserted, block),) = run(
+            self._connection, "select pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.current_setting('wal_block_size')::int"
+        )
+        end, flushed = parse_lsn(inserted), 0
+        if end % block <= _PAGE_HEADER:
+            # Behind a page's header, where the next record begins: the last one ended before.
+            end -= end % block
+        for _ in range(_FLUSHES):
+            flushed = parse_lsn(run(self._connection, "select pg_catalog.pg_current_wal_flush_lsn()")[0][0])
+            if end <= flushed:
+                return end
+            time.sleep(_FLUSH_PAUSE)
+        return flushed - _MARGIN
 
     def _copy_slot(self) -> bool:
         """Make a slot of this session that reads what ours would, and keeps the log it needs for as long. False: the server cannot."""
@@ -298,7 +341,8 @@ class PgStream:
     def _catch_up(self) -> None:
         try:
             while not self._closing and (until := self._next_piece()) is not None:
-                self._advance(self._connection)
+                if time.monotonic() >= self._told_at + self._every:
+                    self._advance(self._connection)
                 if not self._fetch(until):
                     break
             if not self._closing:
@@ -362,7 +406,8 @@ class PgStream:
         return reached is not None
 
     def _advance(self, server: Connection) -> None:
-        """Tell the server what was confirmed, without a walsender."""
+        """Tell the server what was confirmed, without a walsender. It reads the log up to there for that."""
+        self._told_at = time.monotonic()
         confirmed = self._confirmed
         if confirmed <= self._confirmed_told:
             return
