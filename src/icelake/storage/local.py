@@ -23,7 +23,8 @@ from icelake.ports import StoredFile
 
 _Thing = TypeVar("_Thing")
 
-_SYNC_THREADS = 4
+_SYNC_THREADS = 16
+"""A file system writes its journal once for all who wait for it together."""
 _OPEN_FILES = 256
 """Files kept open until they are synced. With more they are synced early: the limit of open files is often 1,024."""
 
