@@ -33,7 +33,7 @@ from icelake.tables.rewrite import Moved, choose, rewrite
 from icelake.tables.table import Delta, Table, one_batch
 
 LOAD_BYTES = 64 << 20
-"""Arrow bytes of loaded rows that become a data file at once."""
+"""Arrow bytes of loaded rows that are put in order at once."""
 
 
 class RowIndex(Protocol):
@@ -99,9 +99,10 @@ class Followed(ABC):
     def _empty(self, leaf: int) -> None:
         """Every row of a leaf goes, those of the running batch too."""
         delta = self._begin()
+        delta.write()
         names = [column.name for column in self.relation.columns if column.attnum == TABLEOID or column.name in self._naming]
         for no in [*self.table.files_with(leaf), *delta.files_with(leaf)]:
-            # A file never gains rows: once is enough, however often a batch has the leaf truncated.
+            # A file that is written gains no rows: once is enough, however often a batch has the leaf truncated.
             if (leaf, no) in self._emptied:
                 continue
             self._emptied.add((leaf, no))
@@ -138,7 +139,8 @@ class Followed(ABC):
     def load_rows(self, batches: Iterable[pa.RecordBatch], lsn: int) -> int:
         """Add rows read from the source as of ``lsn`` to the running batch; how many."""
         count = 0
-        for batch in _gathered(batches, LOAD_BYTES):
+        # Rows that have an order are ordered file by file.
+        for batch in _gathered(batches, LOAD_BYTES if self.table.layout.sort else 0):
             self._begin()
             self._load(batch)
             if self.history is not None:

@@ -190,7 +190,7 @@ def test_files_of_other_leaves_are_not_read(monkeypatch: pytest.MonkeyPatch) -> 
     rig = Rig()
     for leaf in LEAVES:
         rig.apply(leaf, [(INSERT, 0, ident, ident) for ident in range(5)])
-    rig.commit()
+        rig.commit()
     rig.open()
     read: list[int] = []
     plain = Table.read

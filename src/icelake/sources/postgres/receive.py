@@ -110,6 +110,49 @@ class Receiver:
         return Received(status, self._frames[: state[_USED]], self._transactions[: state[_DONE]], begun, int(state[_NEWS]), message)
 
 
+class LineReceiver:
+    """Empties one connection that is in COPY OUT, whose messages are lines of text, into blocks. Not thread-safe, as ``Receiver``."""
+
+    def __init__(self, connection: pq.abc.PGconn, room: int) -> None:
+        """``room``: bytes of a block; a longer line is a block of its own."""
+        self._connection: Any = connection
+        self._functions = _libpq()
+        self._lines = np.empty(room, np.uint8)
+        self._state = np.zeros(_STATE, np.int64)
+        self._cell = self._state.ctypes.data + _POINTER * self._state.itemsize
+
+    def receive(self) -> tuple[int, bytes]:
+        """What has arrived since the last block: EMPTY and nothing yet, FULL and a block, or ENDED and the last one.
+
+        Raises psycopg.OperationalError if the connection broke.
+        """
+        state = self._state
+        if state[_POINTER]:
+            return FULL, self._long()
+        pointer = self._connection.pgconn_ptr
+        if pointer is None:
+            raise psycopg.OperationalError("the connection is closed")
+        status = int(_receive_lines(*self._functions[:3], pointer, self._cell, self._lines, state))
+        if status == EMPTY:
+            return EMPTY, b""
+        if status == _BROKEN:
+            self._connection.consume_input()  # says what is wrong
+            raise psycopg.OperationalError(self._connection.get_error_message())
+        block, state[_USED] = self._lines[: state[_USED]].tobytes(), 0
+        if status == MESSAGE and not block:
+            return FULL, self._long()
+        return (ENDED if status == ENDED else FULL), block
+
+    def _long(self) -> bytes:
+        """The line that had no room, which libpq holds."""
+        address = int(self._state[_POINTER])
+        self._state[_POINTER] = 0
+        try:
+            return ctypes.string_at(address, int(self._state[_SIZE]))
+        finally:
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._functions[2])(address)
+
+
 def _libpq() -> tuple[int, int, int, int]:
     """The addresses of PQgetCopyData, PQconsumeInput, PQfreemem in the libpq that psycopg uses, and of usleep."""
     module = sys.modules[pq.PGconn.__module__]
@@ -253,3 +296,34 @@ def _receive(
         _freemem(free, state[_POINTER])
         if 2 * used > len(frames) or state[_NEWS] >= _ENOUGH:
             return FULL
+
+
+@kernel
+def _receive_lines(get: Any, consume: Any, free: Any, connection: Any, cell: Any, lines: Any, state: Any) -> Any:
+    used: Any = state[_USED]
+    looked = False  # since the last message
+    while True:
+        size: Any = np.int64(_get_copy_data(get, connection, cell, np.int32(1)))
+        if size == 0:
+            state[_USED] = used
+            state[_POINTER] = 0
+            if looked:
+                return EMPTY
+            if not _consume_input(consume, connection):
+                return _BROKEN
+            looked = True
+            continue
+        if size < 0:
+            state[_USED] = used
+            state[_POINTER] = 0
+            return ENDED if size == -1 else _BROKEN
+        looked = False
+        if used + size > len(lines):
+            state[_USED] = used
+            state[_SIZE] = size
+            return MESSAGE
+        message = carray(_bytes_at(state[_POINTER]), size)
+        for n in range(size):
+            lines[used + n] = message[n]
+        used += size
+        _freemem(free, state[_POINTER])

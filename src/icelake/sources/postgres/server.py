@@ -8,7 +8,7 @@ Fails with the errors of ``session.explain``.
 
 import secrets
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
@@ -24,13 +24,12 @@ from icelake.model.membership import Leaf, Membership
 from icelake.model.relation import TABLEOID, Refusal, Relation, SlotState, SourceIdentity, TableId
 from icelake.ports import RangeEnd, RangeRead
 from icelake.sources.postgres import releases, schema
+from icelake.sources.postgres.copy_out import Ahead, copied
 from icelake.sources.postgres.copy_text import decode_copy, last_line
 from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.stream import PgStream, slot_in_use, slot_state
 
 _COMPARE = "`icelake resume --reload` compares every table with the source"
-_BLOCK = 1 << 22
-"""Bytes of COPY text decoded at once."""
 EVERYTHING = "insert, update, delete, truncate"
 _APPEND = "insert, truncate"
 """What the publications send. Updates and deletes of a table whose rows nothing names would fail for its users once published."""
@@ -393,7 +392,7 @@ class RangeReading:
             lsn, timeline, reader = self._source.exported_snapshot(self._held)
             self._check(reader)
             end = RangeEnd()
-            rows = self._held.enter_context(closing(self._rows(reader, end)))
+            rows = self._held.enter_context(closing(Ahead(lambda wanted: self._rows(reader, end, wanted))))
             return RangeRead(lsn, rows, end, timeline)
         except psycopg.Error as error:
             self._held.close()
@@ -463,26 +462,17 @@ class RangeReading:
             self._same_storage(reader, leaf.oid, name, leaf.storage)
             yield name, *within, leaf_bounds(leaf.oid)[1] if relation.key and within[1] is None else None
 
-    def _rows(self, reader: Connection, end: RangeEnd) -> Generator[pa.RecordBatch, None, None]:
+    def _rows(self, reader: Connection, end: RangeEnd, wanted: Callable[[], bool]) -> Generator[pa.RecordBatch, None, None]:
         relation = self._relation
         count, last = 0, b""
         try:
             for table, lower, upper, behind in self._parts(reader):
                 limit = None if self._limit is None else self._limit - count
                 statement = range_query(relation, lower, upper, limit, table)
-                with reader.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT").format(statement)) as copy:
-                    lines: list[bytes | bytearray | memoryview] = []
-                    size = 0
-                    for line in copy:
-                        lines.append(line)
-                        size += len(line)
-                        if size >= _BLOCK:
-                            count, last = count + len(lines), bytes(lines[-1])
-                            yield decode_copy(b"".join(lines), relation.columns, str(relation.id))
-                            lines, size = [], 0
-                    if lines:
-                        count, last = count + len(lines), bytes(lines[-1])
-                        yield decode_copy(b"".join(lines), relation.columns, str(relation.id))
+                for block in copied(reader, statement, wanted):
+                    rows = decode_copy(block, relation.columns, str(relation.id))
+                    count, last = count + rows.num_rows, block
+                    yield rows
                 if count >= self._enough and self._limit is None and behind is not None:
                     end.bound = behind
                     return
