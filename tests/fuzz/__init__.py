@@ -3,7 +3,7 @@
     make fuzz                                                   what the targets are
     make fuzz ARGS="--target pgoutput --runs 10000000"          its last line is the result as JSON
 
-A target is a module here: ``SEEDS`` makes inputs from what real servers and our own writers wrote, ``run`` reads one input. The contract
+A target is a module here: ``seeds`` makes inputs from what real servers and our own writers wrote, ``run`` reads one input. The contract
 is the same for all: an input is read, or refused by an ``IcelakeError``; any other exception, a crash of the process, a read or write
 beyond an array, more than ``SLOWEST`` seconds or ``LARGEST`` MiB is a finding. Results that are read are looked at, too: Arrow's own
 validation in full, and what each module promises of what it gave.
