@@ -19,7 +19,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-spark test-tpch soak bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-spark test-tpch fuzz soak bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -90,6 +90,9 @@ test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
 test-tpch: $(INSTALLED) ## TPC-H at scale 1 with changes, 22 queries on both sides (an hour and more)
 	@ICELAKE_TPCH_SCALE=1 exec $(TEST) -q -s tests/journeys/test_tpch.py $(ARGS)
 
+fuzz: $(INSTALLED) ## bytes that somebody else may have written: make fuzz ARGS="--target pgoutput --runs 10000000"
+	@exec $(BIN)/python -m tests.fuzz $(ARGS)
+
 soak: $(INSTALLED) ## an hour at one commit a second
 	@exec $(BIN)/icelake bench soak --json $(ARGS)
 
@@ -101,4 +104,4 @@ lock: ## resolve the dependencies anew (needs uv in .venv)
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --group spark pyproject.toml -o requirements-spark.lock
 
 clean: ## remove .venv and what tools left
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz build dist

@@ -4,12 +4,16 @@ Metadata, requirements and updates are JSON objects in the shapes of the Iceberg
 2 is the same without row lineage) and the REST specification (TableRequirement, TableUpdate). Nothing here does I/O or changes what
 it was given: ``apply`` copies only the lists it touches, so metadata may be shared and cached.
 
+What was stored is believed only if ``read`` finds in it all that is relied on here and by the tables.
+
 Fails with ``CommitConflict`` when the request was made for another state of the table (HTTP 409), and with ``ProjectError`` when
 the request is wrong in itself (HTTP 400). An update that is not known is refused, never passed over.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
+
+import orjson
 
 from icelake.errors import CommitConflict, ProjectError
 from icelake.ports import Json
@@ -66,6 +70,103 @@ def new_table(
     if format_version >= 3:
         new["next-row-id"] = 0
     return new
+
+
+# --------------------------------------------------------------------------------------------------------- what was stored
+
+_OF_SNAPSHOT: Final = {"snapshot-id": int}
+_SHAPE: Final = {
+    "format-version": int,
+    "table-uuid": str,
+    "location": str,
+    "last-sequence-number": int,
+    "last-updated-ms": int,
+    "last-column-id": int,
+    "current-schema-id": int,
+    "schemas": [{"schema-id": int, "fields": [{"id": int, "name": str, "required": bool, "type": (str, dict)}]}],
+    "default-spec-id": int,
+    "partition-specs": [{"spec-id": int, "fields": [{"field-id": int, "name": str, "transform": str}]}],
+    "last-partition-id": int,
+    "default-sort-order-id": int,
+    "sort-orders": [{"order-id": int, "fields": [{"transform": str}]}],
+    "properties": {...: str},
+    "refs": {...: {"snapshot-id": int, "type": str}},
+    "snapshots": [{"snapshot-id": int, "sequence-number": int, "timestamp-ms": int, "manifest-list": str, "summary": {...: str}}],
+    "snapshot-log": [{"snapshot-id": int, "timestamp-ms": int}],
+    "metadata-log": [{"metadata-file": str, "timestamp-ms": int}],
+    "statistics": [_OF_SNAPSHOT],
+    "partition-statistics": [_OF_SNAPSHOT],
+}
+"""Keys that must be there and what each holds; ``...``: under any key."""
+_DEEPEST: Final = 128
+"""Levels of JSON below a schema's fields: whoever walks through types does so by calling itself."""
+
+
+def read(data: bytes) -> Json:
+    """Table metadata from its JSON. Raises ValueError where it has not the form of the spec, or contradicts itself."""
+    found = orjson.loads(data)
+    _check_form(found, _SHAPE, "it")
+    if found["format-version"] >= 3:
+        _check_form(found, {"next-row-id": int, "snapshots": [{"first-row-id": int, "added-rows": int}]}, "it")
+    for schema in found["schemas"]:
+        _check_depth(schema["fields"])
+    for things, ident, current in (
+        ("schemas", "schema-id", "current-schema-id"),
+        ("partition-specs", "spec-id", "default-spec-id"),
+        ("sort-orders", "order-id", "default-sort-order-id"),
+    ):
+        if all(thing[ident] != found[current] for thing in found[things]):
+            raise ValueError(f"{current} is {found[current]}, which is none of its {things}")
+    sequence = {snapshot["snapshot-id"]: snapshot["sequence-number"] for snapshot in found["snapshots"]}
+    if len(sequence) != len(found["snapshots"]):
+        raise ValueError("a snapshot is there twice")
+    for counter in ("last-sequence-number", "last-updated-ms", "last-column-id", "last-partition-id", "next-row-id"):
+        if not -1 <= found.get(counter, 0) < 1 << 62:
+            raise ValueError(f"{counter} is {found[counter]}")
+    if found["last-sequence-number"] < max(sequence.values(), default=0):
+        raise ValueError("a snapshot has a number after last-sequence-number")
+    for snapshot in found["snapshots"]:
+        parent = snapshot.get("parent-snapshot-id")
+        if parent is not None and (not isinstance(parent, int) or sequence.get(parent, -1) >= snapshot["sequence-number"]):
+            raise ValueError(f"snapshot {snapshot['snapshot-id']} does not follow its parent")
+    for name, ref in found["refs"].items():
+        if ref["snapshot-id"] not in sequence:
+            raise ValueError(f"{name} is at a snapshot that is not there, {ref['snapshot-id']}")
+    result: Json = found
+    return result
+
+
+def _check_form(thing: Any, form: Any, where: str) -> None:
+    if isinstance(form, dict):
+        if not isinstance(thing, dict):
+            raise ValueError(f"{where} is no object")
+        for key, inner in form.items():
+            if key is ...:
+                for name, value in thing.items():
+                    _check_form(value, inner, name)
+            elif key in thing:
+                _check_form(thing[key], inner, key)
+            else:
+                raise ValueError(f"{where} has no {key}")
+    elif isinstance(form, list):
+        if not isinstance(thing, list):
+            raise ValueError(f"{where} is no list")
+        for one in thing:
+            _check_form(one, form[0], f"one of its {where}")
+    elif not isinstance(thing, form) or (isinstance(thing, bool) and form is not bool):
+        raise ValueError(f"{where} is {str(thing)[:80]!r}")
+
+
+def _check_depth(kind: Any) -> None:
+    level, depth = [kind], 0
+    while level := [inner for one in level for inner in _inside(one)]:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"a type is nested more than {_DEEPEST} levels deep")
+
+
+def _inside(thing: Any) -> Iterable[Any]:
+    return thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list) else ()
 
 
 # ---------------------------------------------------------------------------------------------------------- requirements

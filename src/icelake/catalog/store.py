@@ -231,9 +231,9 @@ class SqliteCatalog:
             assert cached is not None
             return cached
         try:
-            parsed = orjson.loads(data)
-        except orjson.JSONDecodeError as error:
-            raise _corrupt(self._path, f"the metadata of {table} is not JSON: {error}") from error
+            parsed = table_metadata.read(data)
+        except ValueError as error:
+            raise _corrupt(self._path, f"the metadata of {table} is not a table's: {error}") from error
         row = _Row(version, LoadedTable(table, parsed, location))
         self._cache[table] = row
         return row

@@ -67,6 +67,8 @@ def decode(blob: bytes, cardinality: int, where: str) -> BitMap64:
         raise _corrupt(where, f"not a roaring bitmap ({error})") from error
     if len(bitmap) != cardinality or not 0 < cardinality < _MAX_CARDINALITY:
         raise _corrupt(where, f"it holds {len(bitmap)} positions, its manifest entry says {cardinality}")
+    if bitmap.max() >= 1 << 63:
+        raise _corrupt(where, f"it holds {bitmap.max()}, which is no position")
     return bitmap
 
 
@@ -104,9 +106,11 @@ def puffin_blobs(file: bytes, where: str) -> list[Mapping[str, Any]]:
         raise _corrupt(where, "the Puffin footer is mangled")
     try:
         blobs = orjson.loads(file[start : start + length])["blobs"]
+        if not isinstance(blobs, list) or not all(isinstance(blob, dict) for blob in blobs):
+            raise TypeError("its blobs are no list of objects")
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise _corrupt(where, "the Puffin footer is not the JSON of the spec") from error
-    return list(blobs)
+    return blobs
 
 
 def _corrupt(where: str, why: str) -> Corrupt:

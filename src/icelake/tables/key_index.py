@@ -189,8 +189,8 @@ class KeyIndex:
                 index._load()
             except _NotBelievedError as doubt:
                 index._forget(str(doubt))
-            except (KeyError, TypeError, ValueError) as misfit:
-                # The checksums are right and the content is not: another version wrote it.
+            except (LookupError, TypeError, ValueError, ArithmeticError, struct.error) as misfit:
+                # The checksums are right and the content is not: another version wrote it, or another hand.
                 index._forget(f"it cannot be understood: {type(misfit).__name__}: {misfit}")
         return index
 
@@ -493,26 +493,42 @@ class KeyIndex:
         if block is None:
             raise _NotBelievedError("the base is damaged")
         base = orjson.loads(block)
-        self._side = base["side"]
-        self._parts = len(base["parts"])
         if base["table"] != self._uuid:
             raise _NotBelievedError(f"the index is of another table, {base['table']}")
-        self.seed = (int(base["seed"][0], 16), int(base["seed"][1], 16))
-        self._k0, self._k1 = np.uint64(self.seed[0]), np.uint64(self.seed[1])
+        side, parts, files = base["side"], base["parts"], [(path, vector) for path, vector in base["files"]]
+        if side not in (0, 1) or [name for name, _, _ in parts] != [f"part-{side}-{number}" for number in range(len(parts))]:
+            raise _NotBelievedError("the base names files that are none of an index")
+        if len(dict(files)) != len(files) or base["keys"] != sum(count for _, count, _ in parts):
+            raise _NotBelievedError("the base contradicts itself")
+        self._side, self._parts = int(side), len(parts)
+        one, other = (int(half, 16) for half in base["seed"])
+        self._k0, self._k1 = np.uint64(one), np.uint64(other)  # raises on what is no seed
+        self.seed = (one, other)
+        for told in parts:
+            self._part(*told)
+        # Only now is it known that there are as many keys as it says.
         self._rows = self._new(max(_SMALLEST, int(base["keys"] / _FULL) + 1))
-        for name, count, crc in base["parts"]:
-            part = self._store.read(name)
-            if not part or len(part) != count * 32 or zlib.crc32(part) != crc:
-                raise _NotBelievedError(f"{name} of the base is damaged or missing")
-            twice, _ = _insert(self._rows, self._k0, self._k1, np.frombuffer(bytearray(part), np.uint64).reshape(-1, 4))
+        for told in parts:
+            rows = self._part(*told)
+            if int(rows[:, 2].max()) >> 32 >= len(files):
+                raise _NotBelievedError("the base holds a row of a file it does not name")
+            twice, _ = _insert(self._rows, self._k0, self._k1, rows)
             if twice >= 0:
                 raise _NotBelievedError("the base holds a key twice")
-            self._count += count
-        self.files = {no: (path, vector) for no, (path, vector) in enumerate(base["files"])}
-        self.snapshot_id = base["snapshot"]
+            self._count += len(rows)
+        self.files = dict(enumerate(files))
+        self.snapshot_id = _snapshot(base["snapshot"])
         self._base_bytes = self._count * 32
         self._chained = True
         self._replay(_digest(block))
+
+    def _part(self, name: str, count: int, crc: int) -> _Words:
+        """The rows of a part of the base."""
+        assert self._store is not None
+        part = self._store.read(name)
+        if not part or len(part) != count * 32 or zlib.crc32(part) != crc:
+            raise _NotBelievedError(f"{name} of the base is damaged or missing")
+        return np.frombuffer(bytearray(part), np.uint64).reshape(-1, 4)
 
     def _replay(self, digest: bytes) -> None:
         assert self._store is not None
@@ -537,7 +553,7 @@ class KeyIndex:
                 self._chained, self._reason = False, "a record of the log does not follow the one before it"
                 return
             fresh = self._repeat(head, block[_COUNT.size + size :], paths, fresh)
-            self.snapshot_id = head["after"]
+            self.snapshot_id = _snapshot(head["after"])
             if self._count != head["keys"]:
                 raise _NotBelievedError(f"the log leads to {self._count} keys, there were {head['keys']}")
 
@@ -562,6 +578,8 @@ class KeyIndex:
         at = 0
         for kind, count in head["operations"]:
             width = 4 if kind == _PUT else 2
+            if not 0 <= count * width * 8 <= len(body) - at:
+                raise _NotBelievedError("a record of the log is shorter than it says")
             rows = np.frombuffer(bytearray(body[at : at + count * width * 8]), np.uint64).reshape(-1, width)
             at += rows.nbytes
             if kind == _CLEAR:
@@ -582,6 +600,12 @@ class KeyIndex:
 
 class _NotBelievedError(Exception):
     """What is on disk cannot be trusted; why."""
+
+
+def _snapshot(ident: Any) -> int | None:
+    if ident is not None and not isinstance(ident, int):
+        raise TypeError(f"{ident!r} is no snapshot")
+    return ident
 
 
 def _checked(data: memoryview, at: int) -> memoryview | None:

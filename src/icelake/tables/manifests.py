@@ -177,8 +177,8 @@ class Codec:
         self._entry_text, self._listed_text = orjson.dumps(entry), orjson.dumps(listed)
         self._data_file = fastavro.parse_schema(_physical(data_file))
         self._listed = fastavro.parse_schema(listed)
-        _remember(self._entry_text, fastavro.parse_schema(_physical(entry)))
-        _remember(self._listed_text, self._listed)
+        _remember(_ENTRY, self._entry_text, fastavro.parse_schema(_physical(entry)))
+        _remember(_LISTED, self._listed_text, self._listed)
 
     def _known(self, fields: Sequence[Json]) -> list[Json]:
         return [field for field in fields if self.version >= 3 or field["field-id"] not in _SINCE_V3]
@@ -287,20 +287,21 @@ def manifest_header(metadata: Json, content: int) -> dict[str, bytes]:
 
 
 def decode_manifest(file: bytes, where: str) -> tuple[dict[str, bytes], list[Record]]:
-    """(header, entries as written) of a manifest."""
-    return _decode_container(file, where)
+    """(header, entries as written) of a manifest. What the spec requires is in them, of the type it says."""
+    return _decode_container(file, _ENTRY, where)
 
 
 def decode_manifest_list(file: bytes, where: str, summary: Mapping[str, str] | None = None) -> tuple[dict[str, bytes], list[Record]]:
-    """(header, manifest_file records) of a manifest list. ``summary``: its snapshot's, with which its counts must agree.
+    """(header, manifest_file records) of a manifest list. What the spec requires is in them, of the type it says.
 
+    ``summary``: that of its snapshot, with which its counts must agree.
     Nothing says how long a list is, and one that was cut off between two blocks is a list all the same.
     """
-    header, records = _decode_container(file, where)
+    header, records = _decode_container(file, _LISTED, where)
     for content, total in ((DATA, "total-data-files"), (DELETES, "total-delete-files")):
         listed = sum(record["added_files_count"] + record["existing_files_count"] for record in records if record["content"] == content)
         counted = (summary or {}).get(total)
-        if counted is not None and int(counted) != listed:
+        if counted is not None and counted != str(listed):
             raise corrupt(where, f"it lists {listed} files, and {total} of its snapshot is {counted}")
     return header, records
 
@@ -347,14 +348,98 @@ def corrupt(where: str, why: str) -> Corrupt:
 # --------------------------------------------------------------------------------- Avro object container files (spec 1.12)
 # Our own framing, because fastavro's parses the schema anew for every file, which costs more than all the rest of a commit.
 
-_parsed: dict[bytes, Any] = {}
+_ENTRY, _LISTED = "manifest_entry", "manifest_file"
+"""What the records of a container are."""
+_EXPECTED: Mapping[str, Json] = {
+    _ENTRY: {"type": "record", "fields": [*_STATUS_FIELDS, _required("data_file", {"type": "record", "fields": _DATA_FILE_FIELDS}, 2)]},
+    _LISTED: _LIST_ENTRY,
+}
+_ALWAYS_THERE = frozenset({"snapshot_id", "sequence_number", "file_sequence_number", "referenced_data_file"})
+"""Fields that may be null and may not be missing."""
+_parsed: dict[tuple[str, bytes], Any] = {}
 _MAX_PARSED = 256
 
 
-def _remember(text: bytes, schema: Any) -> None:
+def _remember(what: str, text: bytes, schema: Any) -> None:
     if len(_parsed) >= _MAX_PARSED:
         _parsed.pop(next(iter(_parsed)))
-    _parsed[text] = schema
+    _parsed[what, text] = schema
+
+
+def _believed(what: str, text: bytes) -> Any:
+    """The schema a file says it was written with. Raises ValueError if its records are not what they should be."""
+    schema = _physical(orjson.loads(text))
+    _least_bytes(schema, {})
+    _check_fits(schema, _physical(_EXPECTED[what]), what)
+    return fastavro.parse_schema(schema)
+
+
+_LEAST_BYTES = {"null": 0, "boolean": 1, "int": 1, "long": 1, "float": 4, "double": 8, "bytes": 1, "string": 1}
+
+
+def _least_bytes(kind: Any, named: dict[str, int]) -> int:
+    """How few bytes a value of an Avro type takes. ``named``: of the types that were declared.
+
+    Raises ValueError for types of which a few bytes could be values without number or without depth: they would be read until memory
+    or stack is used up.
+    """
+    if isinstance(kind, str):
+        # By the last part of its name alone: no two types have the same.
+        least = _LEAST_BYTES.get(kind, named.get(kind.rpartition(".")[2]))
+        if least is None:
+            raise ValueError(f"type {kind!r} is not declared, or within itself")
+        return least
+    if isinstance(kind, list):
+        for part in kind:
+            _least_bytes(part, named)
+        return 1
+    match kind["type"]:
+        case "array":
+            if not _least_bytes(kind["items"], named):
+                raise ValueError("an array of nothing")
+            return 1
+        case "map":
+            _least_bytes(kind["values"], named)
+            return 1
+        case "record":
+            return _declare(kind, sum(_least_bytes(field["type"], named) for field in kind["fields"]), named)
+        case "fixed":
+            return _declare(kind, max(int(kind["size"]), 0), named)
+        case "enum":
+            return _declare(kind, 1, named)
+    return _least_bytes(kind["type"], named)
+
+
+def _declare(kind: Json, least: int, named: dict[str, int]) -> int:
+    name = str(kind["name"]).rpartition(".")[2]
+    if name in named or name in _LEAST_BYTES:
+        raise ValueError(f"two types are called {name!r}")
+    named[name] = least
+    return least
+
+
+def _check_fits(found: Any, expected: Any, what: str) -> None:
+    """Raises ValueError unless values of the type ``found`` are such as ``expected`` has (None: a record of whatever there is)."""
+    if isinstance(expected, list):
+        options = found if isinstance(found, list) else [found]
+        there = [option for option in options if option != "null"]
+        if len(there) != 1:
+            raise ValueError(f"{what} has type {found}")
+        _check_fits(there[0], expected[1], what)
+        return
+    shape: Json = found if isinstance(found, dict) else {"type": found}
+    wanted: Json = expected if isinstance(expected, dict) else {"type": expected or "record"}
+    if shape["type"] != wanted["type"] and {shape["type"], wanted["type"]} != {"int", "long"}:
+        raise ValueError(f"{what} has type {shape['type']}")
+    if wanted["type"] == "array":
+        _check_fits(shape["items"], wanted["items"], what)
+    elif wanted["type"] == "record" and expected is not None:
+        types = {field["name"]: field["type"] for field in shape["fields"]}
+        for field in wanted["fields"]:
+            if field["name"] in types:
+                _check_fits(types[field["name"]], field["type"], field["name"])
+            elif not isinstance(field["type"], list) or field["name"] in _ALWAYS_THERE:
+                raise ValueError(f"{what} has no {field['name']}")
 
 
 def _encode_container(schema: bytes, header: Mapping[str, bytes], records: Sequence[bytes]) -> bytes:
@@ -377,7 +462,7 @@ def _encode_container(schema: bytes, header: Mapping[str, bytes], records: Seque
     return b"".join(out)
 
 
-def _decode_container(file: bytes, where: str) -> tuple[dict[str, bytes], list[Record]]:
+def _decode_container(file: bytes, what: str, where: str) -> tuple[dict[str, bytes], list[Record]]:
     stream = io.BytesIO(file)
     try:
         if stream.read(4) != _AVRO_MAGIC:
@@ -392,9 +477,9 @@ def _decode_container(file: bytes, where: str) -> tuple[dict[str, bytes], list[R
         sync = stream.read(16)
         text = header.pop("avro.schema")
         codec = header.pop("avro.codec", b"null")
-        if text not in _parsed:
-            _remember(text, fastavro.parse_schema(_physical(orjson.loads(text))))
-        schema = _parsed[text]
+        if (what, text) not in _parsed:
+            _remember(what, text, _believed(what, text))
+        schema = _parsed[what, text]
         records: list[Record] = []
         while stream.tell() < len(file):
             count = _read_long(stream)
@@ -416,9 +501,12 @@ def _decode_container(file: bytes, where: str) -> tuple[dict[str, bytes], list[R
                 records.append(record)
             if block.tell() != len(body):
                 raise corrupt(where, "an Avro block is longer than its records")
-    except (EOFError, IndexError, KeyError, ValueError, TypeError, zlib.error, fastavro.schema.SchemaParseException) as error:
+    except (EOFError, LookupError, ValueError, TypeError, AttributeError, RecursionError, zlib.error, *_FROM_FASTAVRO) as error:
         raise corrupt(where, f"it does not decode ({type(error).__name__}: {error})") from error
     return header, records
+
+
+_FROM_FASTAVRO = (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType)
 
 
 def _long(value: int) -> bytes:
@@ -435,9 +523,11 @@ def _read_long(stream: io.BytesIO) -> int:
     shift = result = 0
     while True:
         (byte,) = stream.read(1) or (None,)
-        if byte is None or shift > 63:
+        if byte is None:
             raise EOFError("an Avro number is torn")
         result |= (byte & 0x7F) << shift
+        if result >> 64:
+            raise ValueError("an Avro number has more than 64 bits")
         if byte < 0x80:
             return (result >> 1) ^ -(result & 1)
         shift += 7

@@ -3,10 +3,11 @@
 import copy
 from typing import Any
 
+import orjson
 import pytest
 from pyiceberg.table.metadata import TableMetadataUtil
 
-from icelake.catalog.metadata import apply, check, new_table, with_history
+from icelake.catalog.metadata import apply, check, new_table, read, with_history
 from icelake.errors import CommitConflict, ProjectError
 from icelake.ports import Json
 
@@ -318,3 +319,57 @@ def test_version_2_has_no_row_ids() -> None:
     assert after["last-sequence-number"] == 1
     with pytest.raises(ProjectError, match="no row ids"):
         apply(base, [{"action": "add-snapshot", "snapshot": {**made, "first-row-id": 0, "added-rows": 1}}], 0)
+
+
+def grown() -> Json:
+    """A table with two snapshots, one after the other."""
+    base = new_table("u-1", "/lake/t", SCHEMA, {"a": "b"}, 1_000)
+    for ident, parent in ((11, None), (12, 11)):
+        made = {**snapshot(ident, base), **({"parent-snapshot-id": parent} if parent else {})}
+        base = apply(base, [{"action": "add-snapshot", "snapshot": made}, main(ident)], 0)
+    return base
+
+
+def test_what_was_stored_is_read_as_it_was() -> None:
+    for metadata in (grown(), new_table("u-1", "/lake/t", SCHEMA, {}, 1_000, format_version=2)):
+        assert read(orjson.dumps(metadata)) == metadata
+
+
+DEEP: Any = "int"
+for _ in range(150):
+    DEEP = {"type": "list", "element-id": 9, "element": DEEP, "element-required": False}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        (["location"], None, "location is 'None'"),
+        (["current-schema-id"], True, "current-schema-id is 'True'"),
+        (["current-schema-id"], 7, "current-schema-id is 7"),
+        (["properties"], {"a": 1}, "a is"),
+        (["refs", "main"], 5, "main is no object"),
+        (["refs", "main", "snapshot-id"], 13, "main is at a snapshot that is not there"),
+        (["schemas", 0, "fields", 0, "type"], DEEP, "nested more than"),
+        (["snapshots"], {}, "snapshots is no list"),
+        # Whoever looks for the marker goes from parent to parent.
+        (["snapshots", 0, "parent-snapshot-id"], 12, "does not follow its parent"),
+        (["snapshots", 0, "parent-snapshot-id"], {}, "does not follow its parent"),
+        (["snapshots", 1, "snapshot-id"], 11, "twice"),
+        (["last-sequence-number"], 1, "after last-sequence-number"),
+        (["next-row-id"], 1 << 63, "next-row-id is"),
+    ],
+)
+def test_what_was_stored_and_contradicts_itself_is_not_read(path: list[Any], value: Any, why: str) -> None:
+    metadata = copy.deepcopy(grown())
+    inner: Any = metadata
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    with pytest.raises(ValueError, match=why):
+        read(orjson.dumps(metadata))
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"null", b'{"format-version": 3}'])
+def test_what_is_no_metadata_is_not_read(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        read(text)

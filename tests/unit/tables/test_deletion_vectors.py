@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyroaring import BitMap
+from pyroaring import BitMap, BitMap64
 
 from icelake.errors import Corrupt
 from icelake.tables.deletion_vectors import BLOB_OFFSET, bitmap_of, decode, encode, positions_of, puffin, puffin_blobs
@@ -80,3 +80,18 @@ def test_a_puffin_file_of_nonsense_is_corrupt(noise: bytes, cut: int) -> None:
     for file in (noise, b"PFA1" + noise + b"PFA1", puffin(b"x" * 30, "/p", 1)[:cut]):
         with pytest.raises(Corrupt, match="DELETION_VECTOR_CORRUPT"):
             puffin_blobs(file, "x")
+
+
+def test_a_vector_of_numbers_that_are_no_positions_is_corrupt() -> None:
+    for number in (1 << 63, (1 << 64) - 1):
+        with pytest.raises(Corrupt, match="no position"):
+            decode(encode(BitMap64([1, number])), 2, "x")
+    assert positions_of(decode(encode(BitMap64([(1 << 63) - 1])), 1, "x")).tolist() == [(1 << 63) - 1]
+
+
+@pytest.mark.parametrize("blobs", [b"5", b"null", b"{}", b'"x"', b"[1]"])
+def test_a_footer_without_a_list_of_blobs_is_corrupt(blobs: bytes) -> None:
+    footer = b'{"blobs":' + blobs + b"}"
+    file = b"PFA1" + b"PFA1" + footer + struct.pack("<i", len(footer)) + bytes(4) + b"PFA1"
+    with pytest.raises(Corrupt, match="not the JSON of the spec"):
+        puffin_blobs(file, "x")

@@ -1,12 +1,15 @@
 """The key index against a dict: batches, crashes, torn logs, foreign commits; and that nothing damaged is ever believed."""
 
 import random
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pytest
 from hypothesis import settings
@@ -349,6 +352,58 @@ def test_the_index_of_another_table_is_not_believed() -> None:
     done = index.reconcile(table)
     assert (done.rebuilt, done.files_read) == (True, 3)
     assert "another table" in done.reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": ["-1", "2"]},
+        {"seed": [f"{1 << 64:x}", "2"]},
+        {"seed": ["1"]},
+        {"keys": 0},
+        {"keys": 1 << 60},
+        {"keys": 1e300},
+        {"side": "../1"},
+        {"side": 7},
+        {"parts": [["../../etc/passwd", 2, 0]]},
+        {"files": []},
+        {"files": [["/a", None], ["/a", None]]},
+        {"snapshot": [1]},
+        {"snapshot": "x"},
+    ],
+)
+def test_a_base_whose_checksum_is_right_and_content_wrong_is_rebuilt(change: dict[str, object]) -> None:
+    files, table = Memory(), FakeTable()
+    table.add(1, {0: (1, 10), 1: (2, 11)})
+    KeyIndex.load(files, "u").reconcile(table)
+    base = orjson.loads(files.data["base"][len(key_index._BASE_MAGIC) + 8 :])
+    block = orjson.dumps({**base, **change})
+    files.data["base"] = key_index._BASE_MAGIC + struct.pack("<II", len(block), zlib.crc32(block)) + block
+    index = KeyIndex.load(files, "u")
+    reconciled = index.reconcile(table)
+    assert reconciled.rebuilt
+    assert reconciled.reason
+    assert found(index, [1, 2, 3]) == table.expected()
+    # And what it wrote is believed again.
+    again = KeyIndex.load(files, "u")
+    assert again.reconcile(table) == Reconciled(False, 0)
+    assert found(again, [1, 2]) == table.expected()
+
+
+@pytest.mark.parametrize("operations", [[[0, 5]], [[0, -1]], [[1, 1 << 60]], [[0, 1], [0, 1]]])
+def test_a_record_of_the_log_that_says_more_than_it_holds_is_not_believed(operations: list[list[int]]) -> None:
+    files, table = Memory(), FakeTable()
+    table.add(1, {0: (1, 10)})
+    index = KeyIndex.load(files, "u")
+    index.reconcile(table)
+    name = next(name for name in files.data if name.startswith("log-") and files.data[name])
+    head = {"before": None, "after": 2, "keys": 1, "gone": [], "changed": [], "named": [[1, table.files[1].path]], "dropped": False}
+    text = orjson.dumps({**head, "operations": operations})
+    block = struct.pack("<I", len(text)) + text + bytes(32)
+    files.data[name] += struct.pack("<II", len(block), zlib.crc32(block)) + block
+    again = KeyIndex.load(files, "u")
+    assert again.reconcile(table).reason
+    assert found(again, [1, 2]) == table.expected()
 
 
 def test_a_torn_log_is_believed_up_to_the_last_whole_record() -> None:

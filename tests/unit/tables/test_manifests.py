@@ -191,3 +191,77 @@ def test_other_kinds_of_deletes_are_foreign(file: Record) -> None:
 def test_a_manifest_list_may_be_empty() -> None:
     snapshot = {"snapshot-id": 1, "sequence-number": 1, "first-row-id": 0}
     assert decode_manifest_list(CODEC.encode_manifest_list(snapshot, []), "x")[1] == []
+
+
+def container(schema: Any, body: bytes, count: int = 1) -> bytes:
+    return with_schema(orjson.dumps(schema), body, count)
+
+
+def with_schema(text: bytes, body: bytes, count: int = 1) -> bytes:
+    out = io.BytesIO()
+    for part in (b"Obj\x01", number(1), number(11), b"avro.schema", number(len(text)), text, b"\0", b"s" * 16):
+        out.write(part)
+    for part in (number(count), number(len(body)), body, b"s" * 16):
+        out.write(part)
+    return out.getvalue()
+
+
+def number(value: int) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, {"type": "long"}, value)
+    return out.getvalue()
+
+
+def record(name: str, **fields: Any) -> Json:
+    return {"type": "record", "name": name, "fields": [{"name": field, "type": kind} for field, kind in fields.items()]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "count"),
+    [
+        # fastavro calls itself once for each byte, or without end: the process crashes when its stack is used up.
+        (record("a", x=["null", "a"]), b"\x02" * 2_000_000 + b"\0", 1),
+        (record("a", x=record("b", y="a")), b"", 1),
+        (record("n.a", x=record("m.b", y="n.a")), b"", 1),
+        # Values without number in no bytes: memory is used up.
+        (record("a", x={"type": "array", "items": "null"}), number(1 << 40) + b"\0", 1),
+        (record("a", x={"type": "array", "items": record("b", y="null")}), number(1 << 40) + b"\0", 1),
+        (record("a", x={"type": "map", "values": {"type": "array", "items": {"type": "fixed", "name": "f", "size": 0}}}), b"\0", 1),
+        (record("a"), b"", 1 << 40),
+        # Not what they say they are.
+        (record("a", x="long"), b"\0", 1),
+        (record("a", x="nowhere"), b"\0", 1),
+        (["null", "long"], b"\0", 1),
+        ("null", b"", 1 << 40),
+        (7, b"", 1),
+    ],
+)
+def test_a_schema_that_would_be_read_without_end_is_corrupt(schema: Any, body: bytes, count: int) -> None:
+    for decode in (decode_manifest, decode_manifest_list):
+        with pytest.raises(Corrupt, match="MANIFEST_CORRUPT"):
+            decode(container(schema, body, count), "x")
+
+
+def test_a_schema_nested_without_end_is_corrupt() -> None:
+    with pytest.raises(Corrupt):
+        decode_manifest(with_schema(b'{"type":"array","items":' * 900 + b'"int"' + b"}" * 900, b""), "x")
+
+
+def test_a_number_that_no_length_can_be_is_corrupt() -> None:
+    with pytest.raises(Corrupt, match="64 bits"):
+        decode_manifest(b"Obj\x01\x02" + b"\x80" * 9 + b"\x04", "x")
+
+
+def test_a_manifest_list_is_no_manifest() -> None:
+    snapshot = {"snapshot-id": 1, "sequence-number": 1, "first-row-id": 0}
+    file = CODEC.encode_manifest_list(snapshot, [])
+    with pytest.raises(Corrupt, match="no status"):
+        decode_manifest(file, "x")
+
+
+def test_a_field_that_is_not_of_its_type_is_corrupt() -> None:
+    written = CODEC.encode_manifest_list({"snapshot-id": 1, "sequence-number": 1, "first-row-id": 0}, [])
+    for good, bad in ((b'"name":"manifest_path","type":"string"', b'"name":"manifest_path","type":"double"'),):
+        assert good in written
+        with pytest.raises(Corrupt, match="manifest_path has type double"):
+            decode_manifest_list(written.replace(good, bad), "x")
