@@ -12,7 +12,7 @@ from icelake.ingest import collapse
 from icelake.ingest.collapse import ABSENT, DELETE, INSERT, NONE, PRESENT, SKIP, TRUNCATE, UPDATE
 from tests.twins.ways import run, twin
 
-often = settings(deadline=None, max_examples=3000 if os.environ.get("ICELAKE_FULL") else 40)
+often = settings(deadline=None, max_examples=1000 if os.environ.get("ICELAKE_FULL") else 40)
 Change = tuple[int, int, int]
 """Kind, key before, key after."""
 UNKNOWN = 255

@@ -16,7 +16,7 @@ from tests.twins.postgres import WRONG, Scanned, Text, column
 from tests.twins.ways import run
 from tests.unit.sources.postgres import wire
 
-often = settings(deadline=None, max_examples=3000 if os.environ.get("ICELAKE_FULL") else 25)
+often = settings(deadline=None, max_examples=1000 if os.environ.get("ICELAKE_FULL") else 25)
 UNSENT = object()
 
 
