@@ -57,7 +57,7 @@ class _Patience(event.Listener):
             self._took += took
 
 
-_ONCE = "compiling the kernels, once on this machine: some 20 s of CPU in all, while the work goes on"
+_ONCE = "compiling the kernels, once on this machine: some 20 s of CPU in all"
 _EVERY_TIME = (
     "compiling the kernels, in every process, because there is no folder to keep them in: set NUMBA_CACHE_DIR to one that can be written"
 )
