@@ -12,7 +12,7 @@ from icelake.ingest import collapse
 from icelake.ingest.collapse import ABSENT, DELETE, INSERT, NONE, PRESENT, SKIP, TRUNCATE, UPDATE
 from tests.twins.ways import run, twin
 
-often = settings(deadline=None, max_examples=1000 if os.environ.get("ICELAKE_FULL") else 40)
+often = settings(deadline=None, max_examples=1000 if os.environ.get("ICELAKE_FULL") else 80)
 Change = tuple[int, int, int]
 """Kind, key before, key after."""
 UNKNOWN = 255
@@ -113,7 +113,7 @@ def resolve(unchanged: Sequence[bool], previous: Sequence[int], row: int) -> int
 
 
 KEYS = 4
-kinds = st.sampled_from([INSERT] * 6 + [UPDATE] * 8 + [DELETE] * 5 + [TRUNCATE, SKIP])
+kinds = st.sampled_from([INSERT] * 6 + [UPDATE] * 8 + [DELETE] * 5 + [TRUNCATE] * 3 + [SKIP])
 changes = st.lists(st.tuples(kinds, st.integers(0, KEYS - 1), st.integers(0, KEYS - 1)), max_size=14)
 
 

@@ -16,7 +16,7 @@ from tests.twins.postgres import i64, u32
 from tests.twins.ways import Guarded, interpreted, twin
 from tests.unit.sources.postgres import wire
 
-often = settings(deadline=None, max_examples=1000 if os.environ.get("ICELAKE_FULL") else 30)
+often = settings(deadline=None, max_examples=1000 if os.environ.get("ICELAKE_FULL") else 100)
 BROKEN = receive._BROKEN
 END = "COPY is over"
 FAULT = "PQgetCopyData fails"

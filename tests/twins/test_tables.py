@@ -114,7 +114,7 @@ def test_partition_hashes(values: list[bytes]) -> None:
 # ---------------------------------------------------------------------------------------------------------------- key index
 
 # A few hashes, in tables that are nearly full: they meet at home, and are pushed round the end.
-hashes = st.tuples(st.sampled_from([0, 1, 2, 3, 2**63, U64 - 1]), st.sampled_from([0, 1, U64 - 1]))
+hashes = st.tuples(st.sampled_from([0, 1, 2**63]), st.sampled_from([0, U64 - 1]))
 places = st.tuples(st.sampled_from([0, 1, 2, 2**31 - 1]), st.sampled_from([0, 1, 2**32 - 2])).map(lambda pair: pair[0] << 32 | pair[1])
 rows_of_keys = st.lists(st.tuples(hashes, st.tuples(places, st.sampled_from([0, 7, U64 - 1]))), max_size=6)
 FREE = int(key_index._FREE)
@@ -164,7 +164,7 @@ def before_of(before: np.ndarray) -> list[Row | None]:
 @given(data=st.data(), seed=seeds, spare=st.integers(1, 3))
 @often
 def test_a_key_index(data: st.DataObject, seed: tuple[int, int], spare: int) -> None:
-    table = Table(18 + spare, seed)  # all hashes there are, and a free place or more
+    table = Table(6 + spare, seed)  # all hashes there are, and a free place or more
     for what in data.draw(st.lists(st.sampled_from(["put", "put", "put", "remove", "insert", "undo", "free", "copy"]), max_size=6)):
         rows = data.draw(rows_of_keys)
         wanted = [key for key, _ in rows]
