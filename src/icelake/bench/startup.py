@@ -65,8 +65,8 @@ def _run(bench: Rig, connection: psycopg.Connection[Any], rows: int, pairs: int,
                     compiled[name] = compiled.get(name, 0.0) + seconds / pairs
                     counts[which] += 1
                 note(f"{which}: {measured[-1][0]:.1f} s of CPU, {measured[-1][1]:.1f} s to load {rows:,} rows and follow changes")
-    cold, warm = ((statistics.median(one[n] for one in took[which]) for n in range(2)) for which in ("cold", "warm"))
-    (cold_cpu, cold_wall), (warm_cpu, warm_wall) = cold, warm
+    cold_cpu, warm_cpu = (statistics.median(cpu for cpu, _ in measured) for measured in took.values())
+    cold_wall, warm_wall = (statistics.median(wall for _, wall in measured) for measured in took.values())
     version = _measured([*ICELAKE, "--version"], Path(), {})[0]
     rooms: dict[str, float] = {}
     for name, seconds in compiled.items():
