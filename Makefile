@@ -19,7 +19,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-spark test-tpch fuzz soak bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-twins test-spark test-tpch fuzz soak bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +83,9 @@ test-crash: $(INSTALLED) ## kill -9 on the real thing
 
 test-machine: $(INSTALLED) ## the state machine at full length, 400 examples on each version of PostgreSQL: make test-machine ARGS="-k pg14"
 	@ICELAKE_FULL=1 exec $(TEST) -q tests/machine $(ARGS)
+
+test-twins: $(INSTALLED) ## every kernel against its twin on 1,000 cases, compiled with numba's own bounds checks too
+	@ICELAKE_FULL=1 NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(CURDIR)/.venv/bounds exec $(TEST) -n $(PARALLEL) -q --timeout=3600 tests/twins $(ARGS)
 
 test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
 	@exec $(TEST) -q -m spark tests/spark $(ARGS)

@@ -54,3 +54,14 @@ def test_memory_is_that_of_the_process_that_syncs() -> None:
     result = bench.run("memory", 1000, lambda _: None)
     assert result["verified"]
     assert 50 < result["figures"][0]["value"] < 4000
+
+
+def test_the_first_sync_compiles_and_the_next_ones_find_it() -> None:
+    result = bench.run("startup", 50, lambda _: None, pairs=1)
+    assert result["verified"]
+    assert result["compiled"]["cold"] > 10
+    assert result["compiled"]["warm"] == 0
+    figures = {figure["what"]: figure for figure in result["figures"]}
+    rooms = ("sources.postgres.kernels", "sources.postgres.receive", "tables.keys", "tables.key_index", "ingest.collapse")
+    assert all(figures[f"compiling {room}"]["value"] > 0 for room in rooms)
+    assert figures["startup.cpu"]["ratio"] > 1

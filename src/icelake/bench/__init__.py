@@ -21,6 +21,7 @@ BENCHES = {
     "commit.dv_seconds": "a commit that deletes 1,000 rows of each of 100 files, against writing as many files",
     "commit.exponent": "how the time of a commit grows with the rows of its table",
     "memory": "the most memory a sync holds while it loads two tables of ten million keys, and follows them",
+    "startup": "the first sync on a machine, whose kernels are not compiled, against those that come after it",
     "freshness": "the age of what a fresh query answers while 2,000 rows a second change in eight tables",
     "soak": "a commit a second for as long as you like: commit time, metadata size and read time of each tenth of the run",
 }

@@ -27,7 +27,10 @@ def _pairs(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    result = bench.run(args.name, args.size, output.note, args.pairs)
+    from icelake.compiled import announced
+
+    with announced(output.note):
+        result = bench.run(args.name, args.size, output.note, args.pairs)
     if args.json:
         output.document(result)
         return 0

@@ -20,6 +20,7 @@ import psycopg
 import pyarrow as pa
 from rich.text import Text
 
+from icelake.compiled import announced
 from icelake.demo import questions
 from icelake.demo.build import Size, build
 from icelake.demo.screen import Figures, Screen
@@ -303,7 +304,7 @@ class Demo:
 
 def run(options: Options, *, answers_on_stdout: bool) -> Json:
     """Run the demo; the closing document. Ctrl-C and SIGTERM end it clean (KeyboardInterrupt)."""
-    with _terminable(), Screen(answers_on_stdout=answers_on_stdout) as screen:
+    with _terminable(), Screen(answers_on_stdout=answers_on_stdout) as screen, announced(screen.say):
         return Demo(options, screen).run()
 
 

@@ -13,9 +13,10 @@ came last in the chunk, and one from before the chunk only when there is none; t
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from icelake.compiled import kernel
 
 INSERT, UPDATE, DELETE, TRUNCATE, SKIP = 0, 1, 2, 3, 4
 """Kinds: as ``ports`` has them, plus changes that are not admitted."""
@@ -45,20 +46,14 @@ class Net:
     truncated: bool
 
 
-@numba.njit(cache=True)
-def _factorize(hashes, wanted):  # type: ignore[no-untyped-def]
-    # Dense numbers for 128-bit hashes: open addressing over the row numbers. Unwanted rows get -1.
-    n = hashes.shape[0]
-    size = 16
-    while size < 2 * n:
-        size *= 2
-    mask = np.uint64(size - 1)
-    slots = np.full(size, -1, np.int64)
-    ids = np.full(n, -1, np.int64)
-    first = np.empty(n, np.int64)
+@kernel
+def _factorize(hashes, wanted, slots, ids, first):  # type: ignore[no-untyped-def]
+    # Dense numbers for 128-bit hashes: open addressing over the row numbers. Unwanted rows get -1. How many there are.
+    mask = np.uint64(slots.shape[0] - 1)
     count = 0
-    for i in range(n):
+    for i in range(hashes.shape[0]):
         if not wanted[i]:
+            ids[i] = -1
             continue
         a = hashes[i, 0]
         b = hashes[i, 1]
@@ -78,31 +73,27 @@ def _factorize(hashes, wanted):  # type: ignore[no-untyped-def]
                 ids[i] = known
                 break
             at = (at + np.uint64(1)) & mask
-    return ids, first[:count]
+    return count
 
 
-@numba.njit(cache=True)
-def _follow(kind, old, new, keys):  # type: ignore[no-untyped-def]
-    n = kind.shape[0]
-    current = np.full(keys, -1, np.int64)
-    expected = np.full(keys, 255, np.uint8)
-    origin = np.full(n, -1, np.int64)
-    previous = np.full(n, -1, np.int64)
+@kernel
+def _follow(kind, old, new, expected, current, origin, previous):  # type: ignore[no-untyped-def]
+    # ``expected`` comes full of 255, the others of -1.
     truncated = False
-    for i in range(n):
+    for i in range(kind.shape[0]):
         k = kind[i]
         if k == 4:
             continue
         if k == 3:
             truncated = True
-            for key in range(keys):
+            for key in range(current.shape[0]):
                 current[key] = -2
             continue
         if k != 0:
             a = old[i]
             was = current[a]
             if was == -2:
-                return i, truncated, expected, current, origin, previous
+                return i, truncated
             if was == -1:
                 expected[a] = 1
                 if k == 1:
@@ -116,11 +107,11 @@ def _follow(kind, old, new, keys):  # type: ignore[no-untyped-def]
             b = new[i]
             there = current[b]
             if there >= 0:
-                return i, truncated, expected, current, origin, previous
+                return i, truncated
             if there == -1:
                 expected[b] = 0
             current[b] = i
-    return -1, truncated, expected, current, origin, previous
+    return -1, truncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,21 +129,14 @@ class NetBag:
     truncated: bool
 
 
-@numba.njit(cache=True)
-def _follow_bag(kind, old, new, rows):  # type: ignore[no-untyped-def]
-    n = kind.shape[0]
-    # The live changes of each row, the last first.
-    head = np.full(rows, -1, np.int64)
-    below = np.full(n, -1, np.int64)
-    live = np.zeros(n, np.bool_)
-    origin = np.full(n, -1, np.int64)
-    taken = np.empty(n, np.int64)
-    takers = np.empty(n, np.int64)
+@kernel
+def _follow_bag(kind, old, new, head, below, live, origin, taken, takers):  # type: ignore[no-untyped-def]
+    # ``head`` and ``below`` are the live changes of each row, the last first; these and ``origin`` come full of -1.
     count = 0
     # Changes before the last TRUNCATE are as if they had not been, but for the rows they took.
     floor = 0
     truncated = False
-    for i in range(n):
+    for i in range(kind.shape[0]):
         k = kind[i]
         if k == 4:
             continue
@@ -168,7 +152,7 @@ def _follow_bag(kind, old, new, rows):  # type: ignore[no-untyped-def]
                 live[was] = False
                 origin[i] = origin[was]
             elif truncated:
-                return i, floor, truncated, taken[:count], takers[:count], live, origin
+                return i, floor, truncated, count
             else:
                 taken[count] = a
                 takers[count] = i
@@ -179,12 +163,11 @@ def _follow_bag(kind, old, new, rows):  # type: ignore[no-untyped-def]
             below[i] = head[b]
             head[b] = i
             live[i] = True
-    return -1, floor, truncated, taken[:count], takers[:count], live, origin
+    return -1, floor, truncated, count
 
 
-@numba.njit(cache=True)
-def _resolve(unchanged, previous, rows):  # type: ignore[no-untyped-def]
-    out = np.empty(rows.shape[0], np.int64)
+@kernel
+def _resolve(unchanged, previous, rows, out):  # type: ignore[no-untyped-def]
     for j in range(rows.shape[0]):
         i = rows[j]
         while unchanged[i] and previous[i] >= 0:
@@ -193,13 +176,15 @@ def _resolve(unchanged, previous, rows):  # type: ignore[no-untyped-def]
             out[j] = previous[i]  # -2 - key id, or NONE
         else:
             out[j] = i
-    return out
 
 
 def factorize(hashes: npt.NDArray[np.uint64], wanted: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
     """Number the distinct hashes. ``hashes`` [n, 2]; gives (key id a row, -1 where not wanted; first row of each key id)."""
-    ids, first = _factorize(hashes, wanted)
-    return ids, first
+    n = len(hashes)
+    slots = np.full(max(16, 1 << (2 * n - 1).bit_length()), NONE, np.int64)
+    ids, first = np.empty(n, np.int64), np.empty(n, np.int64)
+    count = _factorize(hashes, wanted, slots, ids, first)
+    return ids, first[:count]
 
 
 def follow(kind: npt.NDArray[np.uint8], old: Ints, new: Ints, keys: int) -> tuple[int, Net]:
@@ -208,7 +193,9 @@ def follow(kind: npt.NDArray[np.uint8], old: Ints, new: Ints, keys: int) -> tupl
     ``old`` and ``new`` are key ids (an update that keeps its key has the same in both). A key that no admitted change touches
     keeps ``expected`` 255.
     """
-    bad, truncated, expected, current, origin, previous = _follow(kind, old, new, keys)
+    expected, current = np.full(keys, 255, np.uint8), np.full(keys, NONE, np.int64)
+    origin, previous = np.full(len(kind), NONE, np.int64), np.full(len(kind), NONE, np.int64)
+    bad, truncated = _follow(kind, old, new, expected, current, origin, previous)
     return int(bad), Net(expected, current, origin, previous, bool(truncated))
 
 
@@ -217,11 +204,15 @@ def follow_bag(kind: npt.NDArray[np.uint8], old: Ints, new: Ints, rows: int) -> 
 
     The first is the number of a change of a row that cannot be there because of an earlier TRUNCATE, or -1.
     """
-    bad, floor, truncated, taken, takers, live, origin = _follow_bag(kind, old, new, rows)
-    return int(bad), NetBag(taken, takers, floor + np.flatnonzero(live[floor:]), origin, bool(truncated))
+    n = len(kind)
+    head, below, origin = (np.full(size, NONE, np.int64) for size in (rows, n, n))
+    taken, takers, live = np.empty(n, np.int64), np.empty(n, np.int64), np.zeros(n, np.bool_)
+    bad, floor, truncated, count = _follow_bag(kind, old, new, head, below, live, origin, taken, takers)
+    return int(bad), NetBag(taken[:count], takers[:count], floor + np.flatnonzero(live[floor:]), origin, bool(truncated))
 
 
 def resolve(unchanged: npt.NDArray[np.bool_], previous: Ints, rows: Ints) -> Ints:
     """For each live change in ``rows``: which change holds the column's value, or -2 - key id (the lake), or NONE (nobody)."""
-    out: Ints = _resolve(unchanged, previous, rows)
+    out = np.empty(len(rows), np.int64)
+    _resolve(unchanged, previous, rows, out)
     return out

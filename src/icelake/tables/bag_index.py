@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from icelake.compiled import kernel
 from icelake.errors import Corrupt
 from icelake.model.relation import Relation
 from icelake.tables.key_index import Identity, IndexedFile, Reconciled
-from icelake.tables.keys import Hashes, hash_rows, home_slot, kernel
+from icelake.tables.keys import Hashes, hash_rows, home_slot
 from icelake.tables.schema import ROW_ID
 
 Numbers = npt.NDArray[np.int64]

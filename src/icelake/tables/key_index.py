@@ -30,8 +30,9 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from icelake.compiled import kernel
 from icelake.errors import Corrupt, IcelakeError, Refused, Unreachable
-from icelake.tables.keys import Hashes, hash_keys, home_slot, kernel
+from icelake.tables.keys import Hashes, hash_keys, home_slot
 
 Identity = tuple[str, str | None]
 """(path of the data file, path of its deletion vector's Puffin or None): what the live rows of a file depend on."""

@@ -12,28 +12,20 @@ for a given table, so values cannot run into one another. Inside a row, a struct
 list is 2 + its length and the hashes of its elements; a map is the list of its entries, ordered by their hashes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
+from icelake.compiled import kernel
 from icelake.errors import UnsupportedTable
 
 Hashes = npt.NDArray[np.uint64]
 """[n, 2]"""
 
 _ONES = (1 << 64) - 1
-
-
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba at the first call, and keep the compiled code for other processes where there is a folder for it."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # a read-only installation and no home: every process compiles anew
-        return njit(nogil=True)(function)
 
 
 @kernel

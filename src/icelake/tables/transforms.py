@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from icelake.compiled import kernel
 from icelake.errors import ValueOutOfContract
-from icelake.tables.keys import kernel
 
 _HOUR = 3_600_000_000
 _DAY = 24 * _HOUR

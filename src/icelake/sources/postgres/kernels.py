@@ -10,11 +10,11 @@ Buffers are read-only uint8 arrays (one numba specialisation for all); every oth
 Sources: PostgreSQL documentation 54.9 (Logical Replication Message Formats), 55.2 (COPY), 8 (the text of each type).
 """
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
+
+from icelake.compiled import kernel
 
 NULL: Final = -1
 UNCHANGED: Final = -2
@@ -57,13 +57,6 @@ STATE: Final = 8
 _POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 _MAX_DAYS: Final = 106_751_991
 _MAX_DAY_REST: Final = 14_454_775_807
-
-
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no folder to keep compiled code in: it is compiled anew in every process
-        return njit(nogil=True)(function)
 
 
 # ------------------------------------------------------------------------------------------------------- pgoutput frames

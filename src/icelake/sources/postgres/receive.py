@@ -19,7 +19,8 @@ from llvmlite import ir
 from numba import carray, extending, types  # type: ignore[attr-defined]
 from psycopg import pq
 
-from icelake.sources.postgres.kernels import i64, kernel, u32
+from icelake.compiled import kernel
+from icelake.sources.postgres.kernels import i64, u32
 
 # What a call ended with.
 EMPTY: Final = 0
@@ -257,7 +258,7 @@ def _receive(
         message = carray(_bytes_at(state[_POINTER]), size)
         framed = size > header
         if rows:
-            framed = framed and message[0] == 0 and message[1] == 1 and u32(message, 2) == size - header
+            framed = framed and message[0] == 0 and message[1] == 1 and u32(message, np.int64(2)) == size - header
         else:
             framed = framed and message[0] == _XLOG_DATA
         kind = message[header] if framed else 0
