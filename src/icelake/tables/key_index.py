@@ -389,11 +389,10 @@ class KeyIndex:
         found = np.concatenate([rows[:, :2], before], axis=1)
         get: Callable[[], _Words] = partial(np.asarray, found)
         if self._pending > _ASIDE_BYTES:
-            self._aside = self._aside or _Aside(self._scratch)
-            try:
+            # Where there is no room for it, memory does as well, as long as there is any.
+            with suppress(OSError):
+                self._aside = self._aside or _Aside(self._scratch)
                 get = self._aside.put(found)
-            except OSError:
-                pass  # no room there: memory does as well, as long as there is any
 
         def undo() -> None:
             back = get()
