@@ -666,8 +666,9 @@ def _let_go(part: _Words) -> None:
     memory: Any = part
     while isinstance(memory, np.ndarray):
         memory = memory.base
+    memory = memory.obj if isinstance(memory, memoryview) else memory
     if not isinstance(memory, mmap.mmap):
-        return
+        return  # a small table
     begin = part.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
     first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:

@@ -453,6 +453,15 @@ def test_many_integer_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (index.lookup(hashed)[0] == -1).all()
 
 
+def test_what_a_growing_table_left_takes_no_memory() -> None:
+    rows = key_index._new_table(1 << 20, None)
+    rows[:] = 7
+    key_index._let_go(rows[1000:900_000])
+    assert not rows[2000:890_000].any()
+    assert rows[:1000].all()
+    assert rows[900_000:].all()
+
+
 def test_files_in_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     index, table = grown(FolderFiles(folder))
