@@ -687,7 +687,7 @@ class _Aside:
     def put(self, array: _Words) -> Callable[[], _Words]:
         """What gives the array back."""
         start, shape, size = self._end, array.shape, array.nbytes
-        view = memoryview(np.ascontiguousarray(array)).cast("B")
+        view = memoryview(array.tobytes())
         while view:
             view = view[os.pwrite(self._fd, view, start + size - len(view)) :]
         self._end += size
