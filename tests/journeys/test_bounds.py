@@ -105,7 +105,7 @@ def test_values_that_were_not_sent(bounded: Bounded) -> None:
     bounded.run("sync")
     bounded.sql("update d set n = n + 1")
     _, process = bounded.run("sync")
-    assert process.memory <= (LIMIT if FULL else 700.0)
+    assert process.memory <= (LIMIT if FULL else 800.0)
     bounded.equal()
 
 
