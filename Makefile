@@ -19,7 +19,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-twins test-spark test-tpch fuzz soak bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-twins test-spark test-tpch fuzz soak bounds bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -98,6 +98,9 @@ fuzz: $(INSTALLED) ## bytes that somebody else may have written: make fuzz ARGS=
 
 soak: $(INSTALLED) ## an hour at one commit a second
 	@exec $(BIN)/icelake bench soak --json $(ARGS)
+
+bounds: $(INSTALLED) ## what bounds memory and open files at full length: a transaction of five million rows, many tables, a slow storage
+	@ICELAKE_FULL=1 exec $(TEST) -q -s tests/journeys/test_bounds.py $(ARGS)
 
 bench: $(INSTALLED) ## figures as JSON: make bench ARGS="apply.mixed"
 	@exec $(BIN)/icelake bench $(ARGS) --json

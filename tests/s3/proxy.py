@@ -59,6 +59,8 @@ class Proxy:
         self.choose: Choice = lambda method, path: None
         self.seen: Counter[tuple[str, str]] = Counter()
         """Requests by (method, fault or "")."""
+        self.delay = 0.0
+        """Seconds every request waits before it is passed on."""
         self.busy = self.most = 0
         """Requests being answered now, and at most so far."""
         self.lock = threading.Lock()
@@ -112,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             proxy.seen[self.command, fault or ""] += 1
             proxy.busy += 1
             proxy.most = max(proxy.most, proxy.busy)
+        time.sleep(proxy.delay)
         try:
             self.answer(fault, body)
         except (BrokenPipeError, ConnectionResetError):

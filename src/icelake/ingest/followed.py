@@ -9,7 +9,7 @@ their values, those of an ``AppendOnly`` table not at all.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -33,7 +33,9 @@ from icelake.tables.rewrite import Moved, choose, rewrite
 from icelake.tables.table import Delta, Table, one_batch
 
 LOAD_BYTES = 64 << 20
-"""Arrow bytes of loaded rows that are put in order at once."""
+"""Arrow bytes of rows that are put in order at once, or put together of what was sent and what the lake holds."""
+_FILLED_BYTES = 16 << 20
+"""Arrow bytes of rows, about, whose unchanged values are read from the lake at once."""
 
 
 class RowIndex(Protocol):
@@ -375,33 +377,44 @@ class Keyed(Followed):
             from_lake |= source < collapse.NONE
         if unknown.any():
             return changes.new.select(names).take(rows[unknown])
-        columns = list(changes.new.columns)
-        if from_lake.any():
-            wanted = np.flatnonzero(from_lake)
-            slot = np.full(len(rows), -1, np.int64)
-            slot[wanted] = np.arange(len(wanted))
-            base = net.origin[rows[wanted]]
-            stored = self.table.read(file_no[base], position[base], list(sources), delta=delta)
+
+        def filled(part: npt.NDArray[np.int64]) -> pa.RecordBatch:
+            """The rows with these numbers in ``rows``, whole."""
+            base = net.origin[rows[part[from_lake[part]]]]
+            stored = self.table.read(file_no[base], position[base], list(sources), delta=delta) if len(base) else None
+            slot = np.cumsum(from_lake[part]) - 1
+            taken = []
+            for field, column in zip(changes.new.schema, changes.new.columns, strict=True):
+                at = rows[part]
+                if field.name in sources:
+                    at = sources[field.name][part]
+                    lake = at < collapse.NONE
+                    if stored is not None and lake.any():
+                        # What is read is large, what was sent is small: only what is wanted of either is put together.
+                        sent = column.take(np.where(lake, 0, at))
+                        column = pa.concat_arrays([sent, *stored.column(field.name).chunks])
+                        at = np.where(lake, len(part) + slot, np.arange(len(part)))
+                taken.append(column.take(at))
+            return pa.RecordBatch.from_arrays(taken, schema=changes.new.schema)
+
+        if from_lake.any() and self.history is None and not net.truncated:
+            # The values were not sent, so the chunk's size does not bound theirs. Read in the order of their places, each part of a
+            # file is read about once.
+            base = np.where(from_lake, net.origin[rows], 0)
+            order = np.lexsort((np.where(from_lake, position[base], 0), np.where(from_lake, file_no[base], -1)))
+            row_ids = self._row_ids(net.origin[rows], file_no, position, row_id)
+            for part, whole in _parts(order, filled):
+                self._append(whole, keys[live[part]], row_ids[part])
+            rows = rows[:0]
+            table = None
         else:
-            stored = None
-        taken = []
-        for field, column in zip(changes.new.schema, columns, strict=True):
-            if field.name not in sources:
-                taken.append(column.take(rows))
-                continue
-            at = sources[field.name].copy()
-            if stored is not None:
-                lake = at < collapse.NONE
-                at[lake] = n + slot[lake]
-                column = pa.concat_arrays([column, *stored.column(field.name).chunks])
-            taken.append(column.take(at))
-        table = pa.RecordBatch.from_arrays(taken, schema=changes.new.schema)
+            table = filled(np.arange(len(rows)))
         if self.history is not None:
+            assert table is not None
             self.history.changed(changes, kind, table)
             rows, every = net.current[live], rows
             table = table.take(np.searchsorted(every, rows))
 
-        row_ids = self._row_ids(net.origin[rows], file_no, position, row_id)
         if net.truncated:
             self._truncate(changes)
         else:
@@ -410,7 +423,8 @@ class Keyed(Followed):
             dead = gone[net.current[gone] < 0]
             if len(dead):
                 self.index.remove(keys[dead])
-        if len(rows):
+        if table is not None and len(rows):
+            row_ids = self._row_ids(net.origin[rows], file_no, position, row_id)
             self._append(table, keys[live], row_ids)
         return None
 
@@ -660,6 +674,21 @@ def left_publication(table: TableId) -> Refused:
         f"`icelake resume {table} --reload` publishes it again, compares it with the source and mends what differs",
         table=str(table),
     )
+
+
+def _parts(
+    order: npt.NDArray[np.int64], whole: Callable[[npt.NDArray[np.int64]], pa.RecordBatch]
+) -> Iterator[tuple[npt.NDArray[np.int64], pa.RecordBatch]]:
+    """The rows ``order`` numbers, in parts of about ``LOAD_BYTES``, each made of smaller ones: nobody knows yet how large rows are."""
+    at, step, held, first, total = 0, 1, [], 0, 0
+    while at < len(order):
+        held.append(whole(order[at : at + step]))
+        at += held[-1].num_rows
+        total += held[-1].nbytes
+        step = max(1, min(8 * step, step * _FILLED_BYTES // max(1, held[-1].nbytes)))
+        if total >= LOAD_BYTES or at == len(order):
+            yield order[first:at], pa.concat_batches(held)  # type: ignore[attr-defined]
+            held, first, total = [], at, 0
 
 
 def _gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:

@@ -18,10 +18,12 @@ import os
 import secrets
 import struct
 import tempfile
+import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +53,10 @@ _REDO_BYTES = 64 << 20
 """A batch with more than this is not logged: its commit writes a new base."""
 _UNDO_BYTES = 512 << 20
 """A batch with more than this is not undone row by row: giving it up means reading the table's keys again."""
+_ASIDE_BYTES = 32 << 20
+"""What undoes a batch is kept in memory up to this size, and in a scratch file beyond it."""
+_COPIED_ROWS = 1 << 20
+"""Rows that a growing table copies before it lets go of them where they were: 32 MiB."""
 _LOG_BYTES = 1 << 20
 """A log may always grow to this, and beyond it as big as the base."""
 _PART_ROWS = 1 << 20
@@ -169,6 +175,7 @@ class KeyIndex:
         self._undo: list[Callable[[], None]] | None = []
         self._redo: list[_Operation] | None = []
         self._pending = 0
+        self._aside: _Aside | None = None
         # On disk: which of the two sides the base is on, how big it is, and whether base and log lead to ``snapshot_id``, so
         # that a record may follow.
         self._side = 0
@@ -213,7 +220,7 @@ class KeyIndex:
         return file_no, position, row_id
 
     def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> None:
-        """These keys are there now, wherever they were before. Each array [n], or one value for all."""
+        """These keys are there now, wherever they were before. Each array [n], or one value for all; files count from 1."""
         self._check()
         n = len(hashes)
         if not n:
@@ -368,7 +375,7 @@ class KeyIndex:
         self._reason = reason
 
     def _end(self) -> None:
-        self._undo, self._redo, self._pending = [], [], 0
+        self._undo, self._redo, self._pending, self._aside = [], [], 0, None
 
     def _note(self, kind: int, rows: _Words, before: _Words) -> None:
         """Remember how to undo and how to redo what was just done."""
@@ -380,12 +387,20 @@ class KeyIndex:
         if self._undo is None:
             return
         if self._pending > _UNDO_BYTES:
-            self._undo = None
+            self._undo = self._aside = None
             return
+        found = np.concatenate([rows[:, :2], before], axis=1)
+        get: Callable[[], _Words] = partial(np.asarray, found)
+        if self._pending > _ASIDE_BYTES:
+            # Where there is no room for it, memory does as well, as long as there is any.
+            with suppress(OSError):
+                self._aside = self._aside or _Aside(self._scratch)
+                get = self._aside.put(found)
 
         def undo() -> None:
-            self._reserve(len(rows))
-            self._count += int(_undo(self._rows, self._k0, self._k1, rows, before))
+            back = get()
+            self._reserve(len(back))
+            self._count += int(_undo(self._rows, self._k0, self._k1, back))
 
         self._undo.append(undo)
 
@@ -393,8 +408,13 @@ class KeyIndex:
         need = self._count + more
         if need > _FULL * len(self._rows):
             rows = self._rows
-            self._rows = self._new(max(int(need / _FULL) + 1, len(rows) + (len(rows) >> 1)))
-            _copy(rows, self._rows, self._k0, self._k1, _SAME_NUMBERS)
+            self._rows = self._new(max(int(need / _FULL) + 1, len(rows) + (len(rows) >> 2)))
+            # In both tables rows are about in the order of their hashes, so the new one fills from its beginning while the old one
+            # goes: never are both of them in memory.
+            for start in range(0, len(rows), _COPIED_ROWS):
+                part = rows[start : start + _COPIED_ROWS]
+                _copy(part, self._rows, self._k0, self._k1, _SAME_NUMBERS)
+                _let_go(part)
 
     def _new(self, size: int) -> _Words:
         return _new_table(size, self._scratch)
@@ -402,7 +422,7 @@ class KeyIndex:
     # ----------------------------------------------------------------------------------------------------------- on disk
     #
     # base         what is in it, checked: table, seed, snapshot, live files, parts with their checksums, side
-    # part-S-N     rows of the table, S the side, N from 0 on; a row's file number is its place in the base's files
+    # part-S-N     rows of the table, S the side, N from 0 on; a row's file number is its place in the base's files, from 0 on
     # log-S        the digest of its base, then a record a commit
     # There are two sides, so that a new base never touches a byte of the one before it.
 
@@ -420,7 +440,7 @@ class KeyIndex:
         buffer = np.empty((min(_PART_ROWS, self._count), 4), np.uint64)
         while total < self._count:
             at, filled = (int(number) for number in _dump(self._rows, at, numbers, buffer))
-            if filled < 0:
+            if filled <= 0:
                 raise Corrupt("KEY_INDEX_CORRUPT", "the key index holds a row of a file that is not live", fix="start again: it is rebuilt")
             data = buffer[:filled].tobytes()
             name = f"part-{side}-{len(parts)}"
@@ -513,11 +533,12 @@ class KeyIndex:
             rows = self._part(*told)
             if int(rows[:, 2].max()) >> 32 >= len(files):
                 raise _NotBelievedError("the base holds a row of a file it does not name")
+            rows[:, 2] += _ONE_FILE
             twice, _ = _insert(self._rows, self._k0, self._k1, rows)
             if twice >= 0:
                 raise _NotBelievedError("the base holds a key twice")
             self._count += len(rows)
-        self.files = dict(enumerate(files))
+        self.files = dict(enumerate(files, 1))
         self.snapshot_id = _snapshot(base["snapshot"])
         self._base_bytes = self._count * 32
         self._chained = True
@@ -540,7 +561,7 @@ class KeyIndex:
             return
         self._log_bytes = len(log)
         paths = {identity[0]: no for no, identity in self.files.items()}
-        fresh = len(paths)
+        fresh = len(paths) + 1
         while start < len(log):
             block = _checked(log, start)
             if block is None:
@@ -646,12 +667,12 @@ _SAME_NUMBERS = np.empty(0, np.int64)
 
 def _new_table(size: int, scratch: str | None) -> _Words:
     """An empty table of ``size`` rows."""
-    rows: _Words | None = None
-    if size * 32 >= _SCRATCH_BYTES:
-        rows = _mapped(size, scratch)
+    # Zeros that nobody touched take no memory.
+    if size < _COPIED_ROWS:
+        return np.zeros((size, 4), np.uint64)
+    rows = _mapped(size, scratch) if size * 32 >= _SCRATCH_BYTES else None
     if rows is None:
-        rows = np.empty((size, 4), np.uint64)
-    rows[:, 2] = _FREE
+        rows = np.frombuffer(mmap.mmap(-1, size * 32, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint64).reshape(size, 4)
     return rows
 
 
@@ -666,10 +687,45 @@ def _mapped(size: int, scratch: str | None) -> _Words | None:
         return None
 
 
+def _let_go(part: _Words) -> None:
+    """These rows of a table, which come one after the other, are not needed any more."""
+    memory: Any = part
+    while isinstance(memory, np.ndarray):
+        memory = memory.base
+    memory = memory.obj if isinstance(memory, memoryview) else memory
+    if not isinstance(memory, mmap.mmap):
+        return  # a small table
+    begin = part.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class _Aside:
+    """Arrays in a file without a name instead of in memory. Raises OSError where there is no room."""
+
+    def __init__(self, folder: str | None) -> None:
+        with tempfile.TemporaryFile(prefix="icelake-undo-", dir=folder) as file:
+            self._fd = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._fd)
+        self._end = 0
+
+    def put(self, array: _Words) -> Callable[[], _Words]:
+        """What gives the array back."""
+        start, shape, size = self._end, array.shape, array.nbytes
+        view = memoryview(array.tobytes())
+        while view:
+            view = view[os.pwrite(self._fd, view, start + size - len(view)) :]
+        self._end += size
+        return lambda: np.frombuffer(bytearray(os.pread(self._fd, size, start)), np.uint64).reshape(shape)
+
+
 # Kernels over ``rows`` [size, 4]: hash, hash, file number and position (_FREE: an empty row), row id. ``before`` [n, 2]: the last
 # two words of a key's row before a change, _FREE in the first if there was none.
 
-_FREE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+_FREE = np.uint64(0)
+"""No row of any file: files are counted from 1."""
+_ONE_FILE = np.uint64(1 << 32)
 
 
 @kernel
@@ -756,12 +812,12 @@ def _remove(rows, k0, k1, keys, before):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _undo(rows, k0, k1, keys, before):  # type: ignore[no-untyped-def]
-    """Bring back what ``_put`` or ``_remove`` of these keys found, last first. How many keys there are more."""
+def _undo(rows, k0, k1, found):  # type: ignore[no-untyped-def]
+    """Bring back what ``_put`` or ``_remove`` found, last first: [n, 4], a key and its ``before``. How many keys there are more."""
     more = 0
-    for i in range(keys.shape[0] - 1, -1, -1):
-        at = _find(rows, k0, k1, keys[i, 0], keys[i, 1])
-        if before[i, 0] == _FREE:
+    for i in range(found.shape[0] - 1, -1, -1):
+        at = _find(rows, k0, k1, found[i, 0], found[i, 1])
+        if found[i, 2] == _FREE:
             if at >= 0:
                 _free(rows, k0, k1, at)
                 more -= 1
@@ -769,10 +825,8 @@ def _undo(rows, k0, k1, keys, before):  # type: ignore[no-untyped-def]
         if at < 0:
             at = -1 - at
             more += 1
-        rows[at, 0] = keys[i, 0]
-        rows[at, 1] = keys[i, 1]
-        rows[at, 2] = before[i, 0]
-        rows[at, 3] = before[i, 1]
+        for word in range(4):
+            rows[at, word] = found[i, word]
     return more
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from icelake.tables.data_files import TARGET_BYTES
 from icelake.tables.layout import Partition
 from icelake.tables.schema import LAST_UPDATED, ROW_ID
 from icelake.tables.table import Delta, LiveFile, Table, one_batch
@@ -40,6 +41,10 @@ class Moved:
     file_no: npt.NDArray[np.int32]
     positions: npt.NDArray[np.int64]
     row_ids: npt.NDArray[np.int64]
+
+
+_PLACES = ("was_file_no", "was_position", "file_no", "positions", "row_ids")
+"""The arrays of ``Moved``, in their order."""
 
 
 def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -> list[int]:
@@ -92,19 +97,37 @@ def choose_neighbours(files: Sequence[LiveFile]) -> list[int]:
 def rewrite(table: Table, file_nos: Sequence[int]) -> tuple[Delta, Moved]:
     """The live rows of these files, in their order, in new files, as a delta that makes a ``replace`` snapshot; and where they went."""
     names = [column.name for column in table.relation.columns]
-    live = {no: table.live_rows(no, names) for no in file_nos}
-    rows = pa.concat_tables([rows for _, rows in live.values()])
-    was_file_no = np.repeat(np.array(list(live), np.int32), [len(positions) for positions, _ in live.values()])
-    was_position = np.concatenate([positions for positions, _ in live.values()])
-    row_ids = rows.column(ROW_ID).to_numpy()
-    updated = rows.column(LAST_UPDATED).to_numpy()
     delta = table.delta(replace=True)
     for no in file_nos:
         delta.remove(no)
+    parts: list[Moved] = []
+    held: list[tuple[int, npt.NDArray[np.int64], pa.Table]] = []
+    for at, no in enumerate(file_nos):
+        held.append((no, *table.live_rows(no, names)))
+        # Of files that compress well, all would not find room at once.
+        if at == len(file_nos) - 1 or sum(rows.nbytes for _, _, rows in held) >= TARGET_BYTES:
+            parts.append(_append(delta, held, names))
+            held = []
+    return delta, Moved(
+        one_batch(pa.Table.from_batches([part.keys for part in parts])),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in _PLACES),
+    )
+
+
+def _append(delta: Delta, held: Sequence[tuple[int, npt.NDArray[np.int64], pa.Table]], names: list[str]) -> Moved:
+    """Rows of some files at some positions, in new files."""
+    rows = pa.concat_tables([rows for _, _, rows in held])
+    row_ids = rows.column(ROW_ID).to_numpy()
     content = rows.select(names)
-    placed = delta.append(content, row_ids, updated)
-    keys = one_batch(content.select(list(table.relation.key)))
-    return delta, Moved(keys, was_file_no, was_position, placed.file_no, placed.positions, row_ids)
+    placed = delta.append(content, row_ids, rows.column(LAST_UPDATED).to_numpy())
+    return Moved(
+        one_batch(content.select(list(delta.table.relation.key))),
+        np.repeat(np.array([no for no, _, _ in held], np.int32), [len(positions) for _, positions, _ in held]),
+        np.concatenate([positions for _, positions, _ in held]),
+        placed.file_no,
+        placed.positions,
+        row_ids,
+    )
 
 
 def _tier(size: int) -> int:
