@@ -19,7 +19,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-spark test-tpch soak bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-spark test-tpch storm soak bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,6 +89,9 @@ test-spark: $(SPARK) ## the same tables read by Spark (Java 17 or 21)
 
 test-tpch: $(INSTALLED) ## TPC-H at scale 1 with changes, 22 queries on both sides (an hour and more)
 	@ICELAKE_TPCH_SCALE=1 exec $(TEST) -q -s tests/journeys/test_tpch.py $(ARGS)
+
+storm: $(INSTALLED) ## disasters under load, 200 kills among them (hours): make storm ARGS="--rounds 310 --seed 7 --json"
+	@exec $(BIN)/python -m tests.crash.storm $(ARGS)
 
 soak: $(INSTALLED) ## an hour at one commit a second
 	@exec $(BIN)/icelake bench soak --json $(ARGS)
