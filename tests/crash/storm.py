@@ -248,6 +248,14 @@ class Follower:
             return str(told["error"]["code"])
         return f"status {status}: {self._file('err').read_text()[-2000:]}"
 
+    def ends(self, seconds: float) -> None:
+        """It was asked to end: with exit code 0."""
+        assert self._process is not None
+        status = self._process.wait(seconds)
+        self._process = None
+        if status != 0:
+            raise Failure(f"asked to end, it ended with {status}: {self._file('err').read_text()[-2000:]}")
+
     def stuck(self) -> str:
         """Ends it; where its threads are."""
         self.send(signal.SIGCONT)
@@ -449,6 +457,12 @@ class Storm:
                 self._check(paused=last or rng.random() < 0.5)
             if last:
                 break
+        self._what = "the end"
+        self.follower.send(signal.SIGTERM)
+        self.follower.ends(_PATIENCE)
+        log = self.server.log.read_text(errors="replace")
+        if said := [line for line in log.splitlines() if "PANIC" in line or "signal 11" in line or "signal 6" in line]:
+            raise Failure(f"PostgreSQL: {said}")
 
     # --------------------------------------------------------------------------------------------------------- disasters
 
@@ -587,6 +601,9 @@ class Storm:
         """Until it is at ``position``; the seconds since the disaster was over. Only where it is full may it have ended."""
         deadline = time.monotonic() + _PATIENCE
         while self.follower.position < position:
+            if kind == "full" and self._ended_full():
+                # What failed before there was room again, ends a moment later.
+                self.follower.start()
             self._alive()
             self.follower.read()
             if time.monotonic() > deadline:
@@ -625,7 +642,7 @@ class Storm:
 
     def _slots(self) -> None:
         """One slot, none that was meant to be temporary, and a log that may go."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _PATIENCE
         while True:
             with self._session() as session:
                 session.execute("checkpoint")  # gives decoding a point to go on from
@@ -690,6 +707,11 @@ def _children(pid: int) -> list[int]:
     return [int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
 
 
+def _interrupted(*_: object) -> None:
+    """Asked to end, it takes down everything that it started."""
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="storm", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=310, help="from 31 on every kind has its rounds (default: 310, 200 of them kills)")
@@ -703,8 +725,7 @@ def main() -> int:
     kinds = [kind for kind in arguments.kinds.split(",") if kind]
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    # Asked to end, it takes everything down that it started.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupted)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="icelake-storm-") as folder:
         report = Storm(
