@@ -73,7 +73,7 @@ insert into ledger select g, g, 'm' || g from generate_series(1, 300) g;
 """
 _MIRRORED = {f"public.{name}" for name in ("account", "entry", "audit", "line", "page", "ledger")}
 _FOLDER_BYTES = 2 << 30
-_PATIENCE = 240.0
+_PATIENCE = 600.0
 """Seconds icelake may take to come back, on a machine that others use."""
 _FLOOD = 72 << 20
 """Bytes of log from which on what is behind comes by SQL pieces."""
