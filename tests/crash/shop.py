@@ -113,7 +113,7 @@ class Lake:
         process = self.start(*words)
         try:
             out, err = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
+        except BaseException:
             process.kill()
             process.communicate()
             raise

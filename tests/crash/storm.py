@@ -162,6 +162,8 @@ class Traders:
             if not self._go.is_set():
                 self._idle.release()
                 self._go.wait()
+            # Nobody answers: there is a disaster.
+            self._stop.wait(0.1)
 
     def _trade(self, connection: "psycopg.Connection[Any]", actions: Sequence[tuple[int, tuple[str, ...]]]) -> None:
         n, changes = next(_numbers), 0
