@@ -19,7 +19,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-twins test-spark test-tpch fuzz soak bounds bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-twins test-spark test-tpch fuzz soak bounds storm bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -95,6 +95,8 @@ test-tpch: $(INSTALLED) ## TPC-H at scale 1 with changes, 22 queries on both sid
 
 fuzz: $(INSTALLED) ## bytes that somebody else may have written: make fuzz ARGS="--target pgoutput --runs 10000000"
 	@exec $(BIN)/python -m tests.fuzz $(ARGS)
+storm: $(INSTALLED) ## disasters under load, 200 kills among them (hours): make storm ARGS="--rounds 310 --seed 7 --json"
+	@exec $(BIN)/python -m tests.crash.storm $(ARGS)
 
 soak: $(INSTALLED) ## an hour at one commit a second
 	@exec $(BIN)/icelake bench soak --json $(ARGS)

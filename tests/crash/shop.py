@@ -77,29 +77,46 @@ def make_tables(server: Postgres) -> None:
 class Lake:
     """A project in a folder; its commands run in processes of their own."""
 
-    def __init__(self, folder: Path, server: Postgres, extra: str = "", tables: str = "public.*") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        server: Postgres,
+        extra: str = "",
+        tables: str = "public.*",
+        *,
+        exclude: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """``extra``: more of the project file. ``environment``: of its commands, over ours."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "icelake.toml").write_text(
             '[project]\nname = "crash"\n[sources.main]\ndsn = { env = "CRASH_DSN" }\n'
-            f'tables = ["{tables}"]\n[commit]\ninterval_ms = 100\n{extra}'
+            f'tables = ["{tables}"]\nexclude = [{exclude}]\n[commit]\ninterval_ms = 100\n{extra}'
         )
-        self._environment = {**os.environ, "CRASH_DSN": server.dsn, "PYTHONWARNINGS": "ignore"}
+        self._environment = {**os.environ, "CRASH_DSN": server.dsn, "PYTHONWARNINGS": "ignore", **(environment or {})}
 
-    def start(self, *words: str, fault: str | None = None) -> "subprocess.Popen[bytes]":
+    def start(
+        self, *words: str, fault: str | None = None, out: int = subprocess.PIPE, err: int = subprocess.PIPE
+    ) -> "subprocess.Popen[bytes]":
         environment: Mapping[str, str] = {**self._environment, **({"ICELAKE_FAULT": fault} if fault else {})}
         return subprocess.Popen(
             [Path(sys.executable).parent / "icelake", *words, "--json"],
             cwd=self.folder,
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
         )
 
-    def run(self, *words: str) -> tuple[int, Any]:
+    def run(self, *words: str, seconds: float = 120) -> tuple[int, Any]:
         """(exit code, the last document on stdout)."""
         process = self.start(*words)
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
         lines = out.splitlines()
         assert lines, f"{words}: nothing on stdout; stderr: {err.decode()[-3000:]}"
         return process.returncode, orjson.loads(said(lines[-1].decode()))
