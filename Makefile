@@ -12,7 +12,8 @@ ARGS ?=
 PARALLEL ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
 TEST := $(BIN)/python -m pytest
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra demo --extra s3-server --group dev
+RESOLVE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+LOCK := $(RESOLVE) --extra demo --extra s3-server --group dev
 
 # The stamps are copies: a changed lock makes the environment anew, a touched one does not.
 LOCKED := .venv/.requirements.lock
@@ -110,6 +111,9 @@ bench: $(INSTALLED) ## figures as JSON: make bench ARGS="apply.mixed"
 lock: ## resolve the dependencies anew (needs uv in .venv)
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) pyproject.toml -o requirements.lock
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --group spark pyproject.toml -o requirements-spark.lock
+	@cd src/icelake/bench/peer_scripts && for peer in *.in; do \
+	  UV_CUSTOM_COMPILE_COMMAND="make lock" $(CURDIR)/$(RESOLVE) $$peer -o $${peer%.in}.lock; \
+	done
 
 clean: ## remove .venv and what tools left
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz build dist

