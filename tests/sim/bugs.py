@@ -589,6 +589,58 @@ _ALL = (
             ),
         ),
     ),
+    Bug(
+        "fence without its assertion",
+        "every commit asserts the control table's snapshot",
+        (
+            Patch(
+                CONTROL,
+                '            {"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": self._table.snapshot_id},\n        ]\n'
+                "        return TableChange(self.id, requirements, [])",
+                "        ]\n        return TableChange(self.id, requirements, [])",
+            ),
+            Patch(
+                APPLIER,
+                "            self._control.still_ours(next(loaded for loaded in after if loaded.id == self._control.id))\n",
+                "",
+            ),
+        ),
+    ),
+    Bug(
+        "commit time goes back",
+        "a cut's commit time is the running maximum of its transactions'",
+        (Patch(CONTROL, "commit_time=max(commit_time, self.cut.commit_time)", "commit_time=commit_time or self.cut.commit_time"),),
+    ),
+    Bug(
+        "commit time of the last chunk",
+        "a cut's commit time is the running maximum of its transactions'",
+        (Patch(APPLIER, "max(self._batch.time, chunk.commit_time)", "chunk.commit_time"),),
+    ),
+    Bug(
+        "lost WAL not looked for",
+        "before streaming: the slot is not lost",
+        (Patch(APPLIER, "        if slot.lost:\n", "        if slot is None:\n"),),
+    ),
+    Bug(
+        "another cluster taken for ours",
+        "the server is the cluster the lake was made from",
+        (Patch(APPLIER, "marker.system_id != now.system_id", "marker.system_id == ''"),),
+    ),
+    Bug(
+        "any timeline will do",
+        "gone on with only if its history leaves the lake's timeline at or behind the recorded position",
+        (Patch(APPLIER, "(switch is None or switch < self.position)", "switch is None"),),
+    ),
+    Bug(
+        "range newer than the promoted server",
+        "the timeline was left behind every L",
+        (Patch(APPLIER, "            if newest > switch:\n", "            if newest < 0:\n"),),
+    ),
+    Bug(
+        "restored server not noticed",
+        "the server's WAL reaches the recorded position",
+        (Patch(APPLIER, "now.flushed < self.position", "now.flushed < 0"),),
+    ),
 )
 
 BUGS = {bug.name: bug for bug in _ALL}
