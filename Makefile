@@ -10,6 +10,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 PARALLEL ?= 2
+JOBS ?= 2
+STATE ?= .venv/sim-campaign.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore
 TEST := $(BIN)/python -m pytest
 RESOLVE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
@@ -20,7 +22,7 @@ LOCKED := .venv/.requirements.lock
 INSTALLED := .venv/.pyproject.toml
 SPARK := .venv/.requirements-spark.lock
 
-.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-twins test-spark test-tpch fuzz soak bounds storm bench lock clean
+.PHONY: help setup demo test test-full lint format docs test-unit test-sim test-crash test-machine test-twins test-spark test-tpch fuzz soak bounds storm sim-campaign bench lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +80,9 @@ test-unit: $(INSTALLED) ## unit and conformance tests only
 
 test-sim: $(INSTALLED) ## the simulated schedules
 	@exec $(TEST) -q -m sim tests/sim $(ARGS)
+
+sim-campaign: $(INSTALLED) ## half a million schedules, gone on with where they were left: make sim-campaign JOBS=1 STATE=FILE
+	@exec $(BIN)/python -m tests.sim --schedules 500000 --jobs $(JOBS) --state $(STATE) $(ARGS)
 
 test-crash: $(INSTALLED) ## kill -9 on the real thing
 	@exec $(TEST) -q -m crash $(ARGS)

@@ -3,10 +3,13 @@
 Each is a rule of docs/protocol.md broken, or a loss others have published. ``plant`` changes what Python imports in this process;
 the files of the checkout are not touched. A patch whose old text is not exactly once in the module is an error: a bug that can
 no longer be planted must be written anew.
+``seeds.json`` has for each the seed that caught it last: it is tried first. Where it does not any more, others are, and
+``python -m tests.sim --bugs --learn`` writes the file anew.
 """
 
 import importlib.machinery
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -587,6 +590,65 @@ _ALL = (
             ),
         ),
     ),
+    Bug(
+        "fence without its assertion",
+        "every commit asserts the control table's snapshot",
+        (
+            Patch(
+                CONTROL,
+                '            {"type": "assert-ref-snapshot-id", "ref": "main", "snapshot-id": self._table.snapshot_id},\n        ]\n'
+                "        return TableChange(self.id, requirements, [])",
+                "        ]\n        return TableChange(self.id, requirements, [])",
+            ),
+            Patch(
+                APPLIER,
+                "            self._control.still_ours(next(loaded for loaded in after if loaded.id == self._control.id))\n",
+                "",
+            ),
+        ),
+    ),
+    Bug(
+        "commit time goes back",
+        "a cut's commit time is the running maximum of its transactions'",
+        (Patch(CONTROL, "commit_time=max(commit_time, self.cut.commit_time)", "commit_time=commit_time or self.cut.commit_time"),),
+    ),
+    Bug(
+        "commit time of the last chunk",
+        "a cut's commit time is the running maximum of its transactions'",
+        (Patch(APPLIER, "max(self._batch.time, chunk.commit_time)", "chunk.commit_time"),),
+    ),
+    Bug(
+        "lost WAL not looked for",
+        "before streaming: the slot is not lost",
+        (Patch(APPLIER, "        if slot.lost:\n", "        if slot is None:\n"),),
+    ),
+    Bug(
+        "another cluster taken for ours",
+        "the server is the cluster the lake was made from",
+        (Patch(APPLIER, "marker.system_id != now.system_id", "marker.system_id == ''"),),
+    ),
+    Bug(
+        "any timeline will do",
+        "gone on with only if its history leaves the lake's timeline at or behind the recorded position",
+        (Patch(APPLIER, "(switch is None or switch < self.position)", "switch is None"),),
+    ),
+    Bug(
+        "range newer than the promoted server",
+        "the timeline was left behind every L",
+        (Patch(APPLIER, "            if newest > switch:\n", "            if newest < 0:\n"),),
+    ),
+    Bug(
+        "restored server not noticed",
+        "the server's WAL reaches the recorded position",
+        (Patch(APPLIER, "now.flushed < self.position", "now.flushed < 0"),),
+    ),
 )
 
 BUGS = {bug.name: bug for bug in _ALL}
+SEEDS = Path(__file__).with_name("seeds.json")
+
+
+def known_seeds() -> dict[str, int]:
+    """Bug -> the seed that caught it last."""
+    known: dict[str, int] = json.loads(SEEDS.read_text())
+    return known

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from icelake.errors import CommitConflict
 from icelake.model.history import STOPPED, history_of
 from icelake.model.ident import control_table
 from icelake.model.load import LoadState
@@ -18,9 +19,11 @@ from icelake.ports import LoadedTable, TableChange
 from tests.sim.history import SUFFIX as HISTORY
 from tests.sim.history import Histories
 from tests.sim.lake import Json, Lake
-from tests.sim.postgres import Key, Row, Rows, Table, parsed_key
+from tests.sim.postgres import Key, Row, Rows, State, Table, parsed_key
 from tests.sim.world import Broken, Hold, Process, World
 
+LEASE = 100_000.0
+"""Longer than a schedule and the jumps of its clock."""
 Births = dict[tuple[str, int, int], int]
 """(table, how often it was compared with the source before, number of the birth) -> row id"""
 
@@ -41,13 +44,20 @@ class Checks:
         """Table that is loaded whole -> (the sequence number its rows came with, the L they were read at), each time it was."""
         self.ids_at: dict[tuple[str, int], tuple[int, frozenset[int] | None]] = {}
         """(table, L it was loaded at) -> (position, row ids there)"""
-        self.owners: dict[tuple[str, int], tuple[str, int]] = {}
+        self.owners: Births = {}
+        """(table, how often it was compared, row id) -> number of the birth"""
         self.position = 0
+        self.commit_time = 0
         self.epoch = 0
         self.rng = random.Random(world.postgres.system_id)  # not the world's: how much is checked must not change the course
         self.cuts = 0
         self.answers = 0
-        self.leased: list[tuple[str, Mapping[str, int], int]] = []
+        self.leased: list[tuple[str, Mapping[str, int], State, int]] = []
+        """(lease, its snapshots, what the source had then, the position)"""
+        self._compared: dict[tuple[str, int, int], tuple[Rows, dict[Key, int]]] = {}
+        """(table, snapshot, ``id`` of the rows it was found to have) -> those rows, so that the id stays theirs; each key's row id."""
+        self._replayed: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
+        """(table, snapshot of the mirror, snapshot of its history) -> the history's rows, which were found to give the mirror."""
         world.committed = self.commit
         world.confirming = self.confirm
         world.answered = self.answer
@@ -88,6 +98,7 @@ class Checks:
             world.epochs[epoch] = process.number
         elif world.epochs.get(epoch) != process.number:
             raise Broken(f"process {process.number} committed in epoch {epoch} of process {world.epochs.get(epoch)}")
+        self.commit_time = self.time_of(summary, self.position, position)
         self.epoch, self.position = epoch, position
         hold = world.hold
         if (
@@ -107,7 +118,11 @@ class Checks:
         if parked.keys() & tables.keys():
             raise Broken(f"parked and in the cut: {parked.keys() & tables.keys()}")
         self.cuts += 1
+        moved = any(change.id == self.control and change.updates for change in changes)
         for change, loaded in zip(changes, after, strict=True):
+            for update in change.updates:
+                if update["action"] == "add-snapshot" and "parent-snapshot-id" in update["snapshot"]:
+                    self.same_rows(str(change.id), loaded.metadata, update["snapshot"], moved)
             load = LoadState.parse(loaded.metadata["properties"].get("icelake.load", "[]"))
             if not load.complete:
                 # Which row was which is not known any more: a row that was compared, or loaded again, may get another row id.
@@ -127,6 +142,41 @@ class Checks:
                 self.history(name, cut, position, whole=chosen)
         for name in parked:
             self.spool(name, position)
+
+    def time_of(self, summary: Mapping[str, str], before: int, position: int) -> int:
+        """The commit time of a cut: that of no transaction up to it is later."""
+        time = int(summary["icelake.commit-time"])
+        # The first position, and that of a source that was begun anew, says nothing of what lies before it; no table is in such a cut.
+        taken = before and (json.loads(summary["icelake.cut"]) or PARKED in summary)
+        log = [t for t in self.world.postgres.log if before < t.end_lsn <= position and t.is_sent()] if taken else []
+        latest = max((transaction.time_us for transaction in log), default=0)
+        if time < max(self.commit_time, latest):
+            raise Broken(f"the cut at {position:X} is of {time}; a transaction in it is of {latest}, the cut before of {self.commit_time}")
+        return time
+
+    def same_rows(self, name: str, metadata: Json, snapshot: Json, moved: bool) -> None:
+        """A rewrite changes no row. Nor does a key get another row id where a range is compared: what moves no position makes no new row.
+
+        ``moved``: whether the commit moved the source's position.
+        """
+        table = self.world.postgres.tables.get(name)
+        replaces = snapshot["summary"]["operation"] == "replace"
+        if table is None or (moved and not replaces):
+            return
+        columns = [column.name for column in table.relation.columns]
+        before = self.lake.contents(metadata, snapshot["parent-snapshot-id"], columns)
+        after = self.lake.contents(metadata, snapshot["snapshot-id"], columns)
+        if replaces:
+            rows = [
+                sorted((row_id, since, repr(row)) for (row, row_id), since in zip(c.rows, c.updated, strict=True)) for c in (before, after)
+            ]
+            if rows[0] != rows[1]:
+                raise Broken(f"a rewrite of {name} changed rows, their ids, or when they were changed last")
+        elif table.keyed:
+            ids = {table.key(row): row_id for row, row_id in before.rows}
+            for row, row_id in after.rows:
+                if ids.get(table.key(row), row_id) != row_id:
+                    raise Broken(f"{name}: the row with key {table.key(row)} was compared, and changed its row id")
 
     def mirrors(self, cut: Mapping[str, int]) -> dict[str, int]:
         """The tables of a cut without the histories."""
@@ -161,9 +211,15 @@ class Checks:
 
     def replay(self, name: str, at: int, history_at: int, what: str) -> list[Mapping[str, Any]]:
         """At these snapshots the history gives its mirror. Its rows."""
+        known = self._replayed.get((name, at, history_at))
+        if known is not None:
+            self.lake.there(at)
+            self.lake.there(history_at)
+            return known
         table = self.world.postgres.tables[name]
         mirror, history = (self.world.server.load(one).metadata for one in (table.relation.id, history_of(table.relation.id)))
-        return self.histories.check(table, mirror, at, history, history_at, what)
+        rows = self._replayed[name, at, history_at] = self.histories.check(table, mirror, at, history, history_at, what)
+        return rows
 
     def spool(self, name: str, position: int) -> None:
         """What is kept of a parked table is every change since it was parked, once, in order."""
@@ -214,7 +270,26 @@ class Checks:
         lease = next((lease for lease in self.world.server.leases() if lease.id == lease_id), None)
         if lease is None or {str(table): at for table, at in lease.snapshots.items()} != tables:
             raise Broken("the cut for verify is not leased")
-        self.leased.append((lease_id, tables, hold.lsn))
+        self.leased.append((lease_id, tables, truth, hold.lsn))
+
+    def lease(self, rng: random.Random) -> None:
+        """A reader leases a cut that is kept: what it holds must stay readable."""
+        server = self.world.server
+        if self.control not in server.tables():
+            return
+        cuts = [s for s in server.load(self.control).metadata["snapshots"] if "icelake.lsn" in s["summary"]]
+        if not cuts:
+            return
+        summary = rng.choice(cuts)["summary"]
+        tables: dict[str, int] = json.loads(summary["icelake.cut"])
+        known = {str(table): table for table in server.tables()}
+        try:
+            lease = server.lease("a reader", {known[name]: at for name, at in tables.items()}, LEASE)
+        except CommitConflict:
+            return  # its tables were thinned already
+        position = parse_lsn(summary["icelake.lsn"])
+        self.world.say(f"a reader leases the cut at {position:X}")
+        self.leased.append((lease.id, tables, self.world.postgres.state(position), position))
 
     # ------------------------------------------------------------------------------------------------------ comparing
 
@@ -225,7 +300,7 @@ class Checks:
         truth: Rows,
         what: str,
         position: int | None = None,
-        inside: Callable[[Key], bool] = lambda _: True,
+        inside: Callable[[Key], bool] | None = None,
     ) -> dict[Key, int]:
         """The rows of a table at a snapshot (with keys ``inside``) are these; the row id of each key.
 
@@ -235,13 +310,17 @@ class Checks:
         if not table.keyed:
             self.compare_rows(table, snapshot_id, truth, what, position)
             return {}
+        # A snapshot never changes, nor do the rows the source had after a transaction: what was true of both is, as long as its files are.
+        if inside is None and (found := self._compared.get((name, snapshot_id, id(truth)))) is not None:
+            self.lake.there(snapshot_id)
+            return found[1]
         metadata = self.world.server.load(table.relation.id).metadata
         columns = [column.name for column in table.relation.columns]
         contents = self.lake.contents(metadata, snapshot_id, columns)
         ids: dict[Key, int] = {}
         for row, row_id in contents.rows:
             key = table.key(row)
-            if not inside(key):
+            if inside is not None and not inside(key):
                 continue
             if key in ids:
                 raise Broken(f"{what}: {name} has key {key} twice")
@@ -255,6 +334,8 @@ class Checks:
             raise Broken(f"{what}: {name} lacks {missing}")
         if len(set(ids.values())) != len(ids):
             raise Broken(f"{what}: {name} has a row id twice")
+        if inside is None:
+            self._compared[name, snapshot_id, id(truth)] = truth, ids
         return ids
 
     def compare_rows(self, table: Table, snapshot_id: int, truth: Rows, what: str, position: int | None) -> None:
@@ -310,6 +391,8 @@ class Checks:
                 birth = births[name][key]
                 if self.row_ids.setdefault((name, times, birth), row_id) != row_id:
                     raise Broken(f"{name}: the row with key {key} changed its row id from {self.row_ids[name, times, birth]} to {row_id}")
+                if self.owners.setdefault((name, times, row_id), birth) != birth:
+                    raise Broken(f"{name}: the row with key {key} was inserted, and has the row id of another, {row_id}")
 
     def loading(self, name: str, position: int) -> None:
         """A table that is still loading holds, of each loaded range, what the source had at the range's L or has at the position."""
@@ -383,11 +466,10 @@ class Checks:
             assert main is not None
             self.compare(name, main["snapshot-id"], world.postgres.now[name], "the end")
             self.compare(name, snapshot_id, world.postgres.now[name], "the last cut")
-        for lease_id, tables, lsn in self.leased:
+        for lease_id, tables, truth, position in self.leased:
             if any(lease.id == lease_id for lease in world.server.leases()):
-                truth = world.postgres.state_before(lsn)
                 for name, snapshot_id in self.mirrors(tables).items():
-                    self.compare(name, snapshot_id, truth[name], f"the leased cut at {lsn:X}", lsn)
+                    self.compare(name, snapshot_id, truth[name], f"the leased cut at {position:X}", position)
 
 
 def head(metadata: Json) -> Json | None:

@@ -55,6 +55,8 @@ def avro_records(data: bytes, where: str) -> Iterator[Json]:
 class DataFile:
     rows: list[Row]
     row_ids: list[int | None]
+    updated: list[int | None]
+    """The sequence number that last changed each row; None: the file's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Contents:
     """A table at a snapshot: its rows with their row ids, and every location it needs."""
 
     rows: list[tuple[Row, int]]
+    updated: list[int]
+    """The sequence number that last changed each row."""
     locations: frozenset[str]
 
 
@@ -90,13 +94,17 @@ class Lake:
             self._avro[location] = list(avro_records(data, location))
         return self._avro[location]
 
+    def there(self, snapshot_id: int) -> Contents:
+        """A snapshot that was read before: all its files are still there."""
+        known = self._contents[snapshot_id]
+        for location in known.locations:
+            self._bytes(location)
+        return known
+
     def contents(self, metadata: Json, snapshot_id: int, columns: list[str]) -> Contents:
         """The table at that snapshot. Every file is looked for again, even when its content is known."""
-        known = self._contents.get(snapshot_id)
-        if known is not None:
-            for location in known.locations:
-                self._bytes(location)
-            return known
+        if snapshot_id in self._contents:
+            return self.there(snapshot_id)
         snapshot = next((s for s in metadata.get("snapshots", ()) if s["snapshot-id"] == snapshot_id), None)
         if snapshot is None:
             raise Broken(f"{metadata['location']}: snapshot {snapshot_id} is gone")
@@ -127,6 +135,7 @@ class Lake:
                         running += file["record_count"]
                     data_files.append(({**file, "sequence": sequence}, first))
         rows: list[tuple[Row, int]] = []
+        updated: list[int] = []
         for file, first in data_files:
             read = self._rows(file, columns)
             vector = vectors.pop(file["file_path"], None)
@@ -135,12 +144,13 @@ class Lake:
                 if vector["sequence"] < file["sequence"]:
                     raise Broken(f"the deletion vector of {file['file_path']} is older than the file")
                 gone = self._vector(vector, file)
-            for at, (row, row_id) in enumerate(zip(read.rows, read.row_ids, strict=True)):
+            for at, (row, row_id, since) in enumerate(zip(read.rows, read.row_ids, read.updated, strict=True)):
                 if gone is None or at not in gone:
                     rows.append((row, first + at if row_id is None else row_id))
+                    updated.append(file["sequence"] if since is None else since)
         if vectors:
             raise Broken(f"deletion vectors of files that are not in the table: {', '.join(vectors)}")
-        result = Contents(rows, frozenset(locations))
+        result = Contents(rows, updated, frozenset(locations))
         self._contents[snapshot_id] = result
         return result
 
@@ -155,8 +165,11 @@ class Lake:
             if table.num_rows != file["record_count"]:
                 raise Broken(f"{location} has {table.num_rows} rows, not {file['record_count']}")
             values = [table.column(name).to_pylist() for name in columns]
-            ids: list[Any] = table.column("_row_id").to_pylist() if "_row_id" in table.column_names else [None] * table.num_rows
-            self._data[location] = DataFile(list(zip(*values, strict=True)), ids)
+            lineage: list[list[Any]] = [
+                table.column(name).to_pylist() if name in table.column_names else [None] * table.num_rows
+                for name in ("_row_id", "_last_updated_sequence_number")
+            ]
+            self._data[location] = DataFile(list(zip(*values, strict=True)), *lineage)
         return self._data[location]
 
     def _vector(self, entry: Json, file: Json) -> BitMap:

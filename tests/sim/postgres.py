@@ -267,6 +267,15 @@ class Transaction:
     published: Mapping[str, frozenset[int]]
     """Publication -> OIDs, as it was when the transaction ran."""
 
+    def is_sent(self) -> bool:
+        """Whether any change of it is."""
+        sent = frozenset().union(*self.published.values())
+        return any(
+            table.relation.oid in sent and (table.relation.identity != "none" or change.old is None)
+            for change in self.changes
+            for table in change.tables()
+        )
+
 
 @dataclass(slots=True)
 class Slot:
@@ -302,6 +311,13 @@ class SimPostgres:
         self.publications: dict[str, frozenset[int]] = {}
         self.unnamed: set[int] = set()
         """OIDs of tables whose replica identity was taken away."""
+        self.joined: dict[int, int] = {}
+        """OID -> how often the table was added to its publication."""
+        self.rewritten: dict[int, int] = {}
+        """OID -> how often ALTER TABLE wrote its rows anew."""
+        self.database = "shop"
+        self.lost = 0
+        """Bytes of WAL that the server does not have any more: it was restored."""
         self.slots: dict[str, Slot] = {}
         self.log: list[Transaction] = []
         self.history = History([0], [0], [{table.name: {} for table in tables}], [{table.name: {} for table in tables}])
@@ -512,8 +528,37 @@ class SimPostgres:
     # ------------------------------------------------------------------------------------------- slots and publications
 
     def publish(self, publication: str, oids: frozenset[int]) -> None:
-        self.publications[publication] = self.publications.get(publication, frozenset()) | oids
+        known = self.publications.get(publication, frozenset())
+        for oid in oids - known:
+            self.joined[oid] = self.joined.get(oid, 0) + 1
+        self.publications[publication] = known | oids
         self.other_activity()
+
+    def leave(self, name: str) -> None:
+        """Somebody takes a table out of its publication."""
+        oid = self.tables[name].relation.oid
+        self.publications = {publication: oids - {oid} for publication, oids in self.publications.items()}
+        self.other_activity()
+
+    def come_back(self, name: str, publications: Mapping[str, frozenset[int]]) -> None:
+        """And puts it into it again, as it was in ``publications``."""
+        oid = self.tables[name].relation.oid
+        for publication, oids in publications.items():
+            if oid in oids:
+                self.publish(publication, frozenset({oid}))
+
+    def rewrite(self, name: str) -> None:
+        """ALTER TABLE … TYPE … USING: values change in many rows, and no change of it is sent."""
+        table = self.tables[name]
+        rows = {key: self._rewritten(table, key, row) for key, row in self.now[name].items()}
+        self.rewritten[table.relation.oid] = self.rewritten.get(table.relation.oid, 0) + 1
+        self.commit([], self.history.births[-1], {**self.now, name: rows})
+
+    def _rewritten(self, table: Table, key: Key, row: Row) -> Row:
+        fresh = self._row(table, key)
+        return tuple(
+            was if at in table.key_at or self.rng.random() < 0.4 else now for at, (was, now) in enumerate(zip(row, fresh, strict=True))
+        )
 
     def create_slot(self, name: str) -> int:
         """A slot whose consistent point is here: it sends transactions whose commit LSN is at or after it."""

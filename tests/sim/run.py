@@ -37,6 +37,8 @@ SOURCE = "shop"
 VERIFY = frozenset({"desk.hold_granted", "desk.hold_answered", "catalog.lease"})
 PAIRS = tuple((call, fault) for call, (faults, _) in CALLS.items() for fault in faults)
 ENOUGH_FAULTS = 2
+LOSSES = ("moved", "dropped", "lost", "timeline", "server", "publication", "identity", "ahead", "restored", "database")
+"""What may be done to the source at the end, so that the next start must refuse."""
 STEPS = 400
 """A schedule that needs more steps than this to come to rest makes no progress."""
 
@@ -107,6 +109,15 @@ class Schedule:
         """One table is unwell from the beginning, and nobody asks for it before the end: much is kept of it."""
         if self.chronic:
             self.world.unwell.add(own.choice(tables).relation.oid)
+        # Drawn apart, as histories are.
+        self.ddl = random.Random(f"ddl {seed}")
+        self.meddled = self.ddl.random() < 0.25 and not resumed
+        """Somebody takes tables out of their publication, or writes their rows anew."""
+        self.readers = random.Random(f"readers {seed}")
+        own = random.Random(f"lost {seed}")
+        self.lost_on = own.choice(LOSSES) if own.random() < 0.2 else ""
+        self.read = self.readers.random() < 0.2
+        self.world.meanwhile = self._meanwhile
         self.running: list[Running] = []
         self.steps = 0
         self.nested = 0
@@ -122,6 +133,11 @@ class Schedule:
         for _ in range(rng.choice((3, 3, 4, 4, 5))):
             call, fault = rng.choice(PAIRS)
             plan[call, 1 + int(rng.random() ** 1.3 * CALLS[call][1])] = fault
+        # While an answer is waited for is when it matters most that another process starts.
+        apart = random.Random(f"meanwhile {self.seed}")
+        for (call, number), fault in list(plan.items()):
+            if call == "catalog.commit" and fault.startswith(("unknown", "out")) and apart.random() < 0.4:
+                plan.setdefault((call, number + 1), "takeover")
         return plan
 
     # ------------------------------------------------------------------------------------------------------ processes
@@ -261,6 +277,34 @@ class Schedule:
         elif draw < 0.19:
             world.promote()
 
+    def _meanwhile(self) -> None:
+        if self.read and self.readers.random() < 0.01:
+            self.checks.lease(self.readers)
+        if self.meddled and self.world.transactions_left and self.ddl.random() < 0.015:
+            self._meddle()
+
+    def _meddle(self) -> None:
+        """Changes of a table are missing from the stream from here on, or for a while, or one change of all its rows is."""
+        postgres, rng = self.world.postgres, self.ddl
+        # One that has no mirror yet may be refused: then there is nothing that could go wrong.
+        mirrors = [name for name in self.names if postgres.tables[name].relation.id in self.world.server.tables()]
+        if not mirrors:
+            return
+        name = rng.choice(mirrors)
+        before = dict(postgres.publications)
+        # A multiset whose next old row is one the lake never had says MIRROR_DIVERGED before anybody looks at its marks.
+        ways = ("leaves", "leaves and comes back", "rewritten")
+        what = rng.choice(ways[:2] if postgres.tables[name].relation.identity == "full" else ways)
+        self.world.say(f"{name}: {what}")
+        if what == "rewritten":
+            postgres.rewrite(name)
+        else:
+            postgres.leave(name)
+        if what == "leaves and comes back":
+            for _ in range(rng.randrange(3)):
+                self.world.transact()
+            postgres.come_back(name, before)
+
     def _wish(self) -> None:
         """Somebody asks that what is parked goes on; sometimes that what is not parked is compared."""
         world, rng = self.world, self.rng
@@ -330,16 +374,18 @@ class Schedule:
             else:
                 raise Broken(f"process {old.process.number} is a zombie and never notices")
         self.checks.finish(self.wanted, self.historic)
-        if self.rng.random() < 0.15:
-            self._refused()
+        if self.lost_on:
+            self._refused(self.lost_on)
 
-    def _refused(self) -> None:
+    def _refused(self, lost_on: str) -> None:
         """Something was done to the source that loses changes, or may: the next start must refuse, and say why."""
         world, postgres = self.world, self.world.postgres
+        if lost_on == "ahead" and not self._read_ahead():
+            return
+        newest = max(followed.load.newest for followed in self.running[-1].applier.followed.values())
         self._stop(self.running[-1])
         (slot,) = postgres.slots.values()
         publication = next(iter(postgres.publications))
-        lost_on = self.rng.choice(("moved", "dropped", "lost", "timeline", "server", "publication", "identity"))
         world.say(f"the source was changed: {lost_on}")
         if lost_on == "moved":
             postgres.other_activity()
@@ -350,6 +396,12 @@ class Schedule:
             slot.lost = "wal_removed"
         elif lost_on == "timeline":
             postgres.promote(self.checks.position - 8)
+        elif lost_on == "ahead":
+            postgres.promote(newest - 8)
+        elif lost_on == "restored":
+            postgres.lost = postgres.wal - self.checks.position + 8
+        elif lost_on == "database":
+            postgres.database = "another"
         elif lost_on == "server":
             postgres.system_id += "1"
         elif lost_on == "publication":
@@ -361,7 +413,7 @@ class Schedule:
         try:
             applier.step(0.2)
         except Refused as error:
-            expected = Refused if lost_on == "server" else Gap
+            expected = Refused if lost_on in ("server", "database") else Gap
             if type(error) is not expected or lost_on in ("publication", "identity"):
                 raise Broken(f"{lost_on}: {error}") from error
         else:
@@ -371,8 +423,26 @@ class Schedule:
                 raise Broken(f"the source was changed ({lost_on}), and nobody noticed; parked: {parked}")
             if postgres.unnamed & postgres.publications[publication]:
                 raise Broken(f"the users of {self.names[0]} cannot change it, because it is published")
-        if lost_on != "server":
+        postgres.lost = 0
+        if lost_on not in ("server", "database"):
             self._mended(applier)
+
+    def _read_ahead(self) -> bool:
+        """Have a table compared with the source; whether a range of it was read later than the lake's position, which did not move."""
+        world, applier = self.world, self.running[-1].applier
+        keyed = [table for table, followed in applier.followed.items() if followed.relation.identity == "key"]
+        if not keyed:
+            return False
+        world.postgres.other_activity()
+        world.wishes += 1
+        world.wish = ResumeRequest(f"wish-{world.wishes}", (str(keyed[0]),), True)
+        for _ in range(STEPS):
+            applier.step(0.2)
+            if any(followed.load.newest > applier.position for followed in applier.followed.values()):
+                return True
+            if world.wish is None and not applier.loading and applier.followed:
+                return False
+        return False
 
     def _mended(self, applier: Applier) -> None:
         """And the way out: every table is compared with the source, and is its mirror again."""

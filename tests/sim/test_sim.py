@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.sim.bugs import BUGS, Bug, patched
+import tests.sim.campaign as campaigns
+from tests.sim.bugs import BUGS, Bug, known_seeds, patched
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("ICELAKE_SIM_SCHEDULES", "10000"))
@@ -60,7 +61,8 @@ def test_every_bug_can_be_planted(bug: Bug) -> None:
 @pytest.mark.sim
 @pytest.mark.timeout(7200)
 def test_every_planted_bug_is_caught_and_the_control_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(BUGS) >= 20
+    assert len(BUGS) >= 60
+    assert known_seeds().keys() <= BUGS.keys()
     document = _sim("--bugs", "--jobs", JOBS)
     with capsys.disabled():
         print()
@@ -72,3 +74,25 @@ def test_every_planted_bug_is_caught_and_the_control_passes(capsys: pytest.Captu
 
 def test_a_seed_plays_the_same_schedule_every_time() -> None:
     assert _sim("--seed", "7") == _sim("--seed", "7")
+
+
+def test_a_campaign_goes_on_where_it_was_left_and_only_with_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaigns, "CHUNK", 1)
+    state = tmp_path / "campaign.json"
+    assert campaigns.campaign(7, 1, 1, state)["schedules"] == 1
+    played: list[int] = []
+    play = campaigns.play_many
+
+    def noted(seeds: list[int]) -> list[Any]:
+        played.extend(seeds)
+        return play(seeds)
+
+    monkeypatch.setattr(campaigns, "play_many", noted)
+    document = campaigns.campaign(7, 2, 1, state)
+    assert (played, document["schedules"], document["failures"]) == ([8], 2, [])
+    assert document["totals"]["faults"] == sum(document["hits"].values())
+    with pytest.raises(ValueError, match="another seed"):
+        campaigns.campaign(8, 2, 1, state)
+    monkeypatch.setattr(campaigns, "code", lambda: "another")
+    with pytest.raises(ValueError, match="other code"):
+        campaigns.campaign(7, 2, 1, state)

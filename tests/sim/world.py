@@ -186,6 +186,8 @@ class World:
         self.committed: Callable[[Process, Sequence[TableChange], Sequence[LoadedTable]], None] = lambda *_: None
         self.confirming: Callable[[int], None] = lambda _: None
         self.answered: Callable[[Hold, int, str], None] = lambda *_: None
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What others do between any two steps of the applier."""
         self.connections: list[SimStream] = []
         self.epochs: dict[int, int] = {}
         """Epoch -> the number of the process that committed it."""
@@ -293,6 +295,7 @@ class World:
             for request in [request for request in self.late if request.due <= self.ticks]:
                 self.late.remove(request)
                 self.land(request)
+        self.meanwhile()
 
     def transact(self) -> None:
         if self.transactions_left <= 0:
@@ -704,7 +707,11 @@ class SimSource:
 
     def identify(self) -> SourceIdentity:
         postgres = self._world.postgres
-        return self._call("identify", lambda: SourceIdentity(postgres.system_id, postgres.timeline, "shop", 180004, postgres.wal))
+
+        def identity() -> SourceIdentity:
+            return SourceIdentity(postgres.system_id, postgres.timeline, postgres.database, 180004, postgres.wal - postgres.lost)
+
+        return self._call("identify", identity)
 
     def switched_from(self, timeline: int) -> int | None:
         # Asked right after ``identify``, which has the faults.
@@ -730,7 +737,7 @@ class SimSource:
             oids = postgres.publications[publication] | postgres.publications[append_publication(publication)]
             unnamed = postgres.unnamed & postgres.publications[publication]
             return {
-                t.relation.id: str(Membership(f"1.{t.relation.oid}", "1", "1", t.relation.oid in unnamed))
+                t.relation.id: str(_mark(postgres, t.relation.oid, t.relation.oid in unnamed))
                 for t in postgres.tables.values()
                 if t.relation.oid in oids
             }
@@ -779,6 +786,11 @@ class SimSource:
 
     def read_range(self, relation: Relation, lower: Bound | None, upper: Bound | None, limit: int) -> RangeReading:
         return SimRange(self._world, self._process, relation, lower, upper, limit)
+
+
+def _mark(postgres: SimPostgres, oid: int, unnamed: bool) -> Membership:
+    written = str(postgres.rewritten.get(oid, 0))
+    return Membership(f"1.{oid}.{postgres.joined[oid]}", written, written, unnamed)
 
 
 class SimRange:
