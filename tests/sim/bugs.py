@@ -297,12 +297,12 @@ _ALL = (
     Bug(
         "unchanged TOAST becomes NULL",
         "values that were not sent are filled from the lake",
-        (Patch(FOLLOWED, "            if field.name not in sources:\n", "            if field.name:\n"),),
+        (Patch(FOLLOWED, "                if field.name in sources:\n", "                if not field.name:\n"),),
     ),
     Bug(
         "TOAST by the new key",
         "values that were not sent are found by the old key",
-        (Patch(FOLLOWED, "base = net.origin[rows[wanted]]", "base = new[rows[wanted]]"),),
+        (Patch(FOLLOWED, "base = net.origin[rows[part[from_lake[part]]]]", "base = new[rows[part[from_lake[part]]]]"),),
     ),
     Bug(
         "updates get new row ids",
@@ -351,7 +351,7 @@ _ALL = (
     Bug(
         "compaction renumbers rows",
         "compaction writes the row ids it found",
-        (Patch(REWRITE, "delta.append(content, row_ids, updated)", "delta.append(content, None, None)"),),
+        (Patch(REWRITE, "delta.append(content, row_ids, rows.column(LAST_UPDATED).to_numpy())", "delta.append(content, None, None)"),),
     ),
     Bug(
         "expiry forgets the cuts",
@@ -615,7 +615,7 @@ _ALL = (
     Bug(
         "commit time of the last chunk",
         "a cut's commit time is the running maximum of its transactions'",
-        (Patch(APPLIER, "max(self._batch.time, chunk.commit_time)", "chunk.commit_time"),),
+        (Patch(APPLIER, "max(batch.time, chunk.commit_time)", "chunk.commit_time"),),
     ),
     Bug(
         "lost WAL not looked for",

@@ -92,6 +92,7 @@ class Schedule:
         self.checks = Checks(self.world, SOURCE, thorough=trace is not None)
         self.settings = Settings(
             commit_interval=rng.choice((0.0, 1.0, 2.0, 2.0)),
+            take_bytes=rng.choice((300, 2000, 1 << 23, 1 << 23)),
             chunk_bytes=rng.choice((600, 4000, 1 << 25, 1 << 25)),
             batch_bytes=rng.choice((2000, 1 << 28, 1 << 28)),
             range_rows=rng.choice((6, 20, 500_000)),
