@@ -303,6 +303,8 @@ class Applier:
         self._begin_stream(publication)
         self._tried = self._clock.monotonic()
         self._last_commit = self._tried - self.settings.commit_interval
+        # Lives that are all shorter than that would never thin anything.
+        self._commits = max(self._commits, self._control.snapshots)
 
     def _begin_stream(self, publication: str) -> None:
         """Park what is in trouble, and have the rest sent; while the first of it is on its way the row indexes are opened."""
@@ -645,7 +647,8 @@ class Applier:
             loaded = self._catalog.load(relation.id)
         except NoSuchTable:
             if member is None:
-                raise left_publication(relation.id) from None
+                left = left_publication(relation.id)
+                raise Unreachable(left.code, left.what, left.why, "it is published again by the next start") from None
             loaded = self._create(relation, member)
         properties = loaded.metadata["properties"]
         if properties.get(SOURCE) != self._control.source:

@@ -48,6 +48,11 @@ class Control:
         """Everything with end LSN <= this is in the lake. None before the slot was recorded."""
         return self.marker.lsn if self.marker else None
 
+    @property
+    def snapshots(self) -> int:
+        """How many the control table has: a cut each, and those that others left."""
+        return len(self._table.metadata.get("snapshots", ()))
+
     def acquire(self, held: int | None) -> None:
         """Own the source: commit the next epoch. ``held`` is the epoch this process had before, None at its start.
 

@@ -627,6 +627,13 @@ class PgStream:
 
     def _pull(self, *, rows: bool = False) -> int:
         """Receive what is there, a batch at most; how that ended. ``rows``: of COPY, not a walsender's messages."""
+        try:
+            return self._received(rows)
+        except (struct.error, IndexError, ValueError) as error:
+            why = f"a message is shorter than it says, or no text ({error})"
+            raise Corrupt("STREAM_CORRUPT", "a message of the stream is torn", why, "report this") from error
+
+    def _received(self, rows: bool) -> int:
         batch = bytearray()
         done: list[_Transaction] = []
         base = self._taken_and_buffered()
