@@ -7,7 +7,7 @@ message is a row).
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
 import psycopg
@@ -28,7 +28,7 @@ class GivenUp(Exception):
     """Nobody takes what is read any more."""
 
 
-def copied(connection: Connection, query: sql.Composable, wanted: Callable[[], bool]) -> Iterator[bytes]:
+def copied(connection: Connection, query: sql.Composable, wanted: Callable[[], bool]) -> Generator[bytes, None, None]:
     """The text of a query's rows, in blocks of whole lines. Raises GivenUp when it is not ``wanted`` any more, else psycopg.Error."""
     pgconn = connection.pgconn
     pgconn.send_query(sql.SQL("COPY ({}) TO STDOUT").format(query).as_bytes(connection))

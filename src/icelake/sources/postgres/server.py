@@ -8,9 +8,10 @@ Fails with the errors of ``session.explain``.
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 
 import psycopg
 import pyarrow as pa
@@ -392,7 +393,7 @@ class RangeReading:
             lsn, timeline, reader = self._source.exported_snapshot(self._held)
             self._check(reader)
             end = RangeEnd()
-            rows = self._held.enter_context(closing(Ahead(lambda wanted: self._rows(reader, end, wanted))))
+            rows = self._held.enter_context(closing(Ahead(lambda _wanted: self._rows(reader, end))))
             return RangeRead(lsn, rows, end, timeline)
         except psycopg.Error as error:
             self._held.close()
@@ -462,17 +463,19 @@ class RangeReading:
             self._same_storage(reader, leaf.oid, name, leaf.storage)
             yield name, *within, leaf_bounds(leaf.oid)[1] if relation.key and within[1] is None else None
 
-    def _rows(self, reader: Connection, end: RangeEnd, wanted: Callable[[], bool]) -> Generator[pa.RecordBatch, None, None]:
+    def _rows(self, reader: Connection, end: RangeEnd) -> Generator[pa.RecordBatch, None, None]:
         relation = self._relation
         count, last = 0, b""
         try:
             for table, lower, upper, behind in self._parts(reader):
                 limit = None if self._limit is None else self._limit - count
                 statement = range_query(relation, lower, upper, limit, table)
-                for block in copied(reader, statement, wanted):
-                    rows = decode_copy(block, relation.columns, str(relation.id))
-                    count, last = count + rows.num_rows, block
-                    yield rows
+                # A thread that only receives, or the server would wait while a block is decoded.
+                with closing(Ahead(partial(copied, reader, statement))) as blocks:
+                    for block in blocks:
+                        rows = decode_copy(block, relation.columns, str(relation.id))
+                        count, last = count + rows.num_rows, block
+                        yield rows
                 if count >= self._enough and self._limit is None and behind is not None:
                     end.bound = behind
                     return
