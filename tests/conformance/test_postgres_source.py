@@ -292,14 +292,23 @@ def test_what_a_session_may_meet(shop: Shop, server: Postgres) -> None:
     shop.sql(f"drop role guest_{shop.source.name}, nobody_{shop.source.name}")
 
 
-def test_bytes_that_no_walsender_sends_are_refused(shop: Shop) -> None:
+@pytest.mark.parametrize(
+    ("sent", "instead"),
+    [
+        (rb"(?s)(d\x00\x00..)w", rb"\1x"),
+        (rb"(?s)d\x00\x00\x00\x32(w.{24})B.{20}", b"d\x00\x00\x00\x1d\\1"),
+        (rb"(?s)d\x00\x00\x00\x32(w.{24}B.{4}).{16}", b"d\x00\x00\x00\x22\\1"),
+    ],
+    ids=["of another kind", "without a message", "torn"],
+)
+def test_bytes_that_no_walsender_sends_are_refused(shop: Shop, sent: bytes, instead: bytes) -> None:
     """As PostgreSQL's documentation has it (55.4), a CopyData message here is WAL ('w') or a keepalive ('k')."""
     shop.sql("create table a (id int primary key)")
     a = shop.relation("public.a")
     shop.source.publish("p", [a])
     start = shop.source.create_slot(shop.slot)
     shop.sql("insert into a values (1)")
-    with Between(shop.dsn, lambda said: re.sub(rb"(?s)(d\x00\x00..)w", rb"\1x", said)) as broken:
+    with Between(shop.dsn, lambda said: re.sub(sent, instead, said)) as broken:
         stream = PostgresSource(broken.dsn, busy_seconds=0).stream(shop.slot, "p", start, [a])
         with closing(stream), pytest.raises(Corrupt, match="STREAM_CORRUPT"):
             until(stream, lambda: stream.take() is not None)
