@@ -195,6 +195,7 @@ def insert(index: dict[Hash, Row], rows: Iterable[tuple[Hash, Row]]) -> tuple[in
 
 @twin(key_index._copy)
 @twin(key_index._dump)
+@twin(key_index._rename)
 def renumbered(index: dict[Hash, Row], numbers: Sequence[int]) -> dict[Hash, Row] | None:
     """Other numbers for the files, -1: left out; None: a file has no number."""
     if any(row[0] >> 32 >= len(numbers) for row in index.values()):

@@ -88,6 +88,29 @@ def received(
             return got
 
 
+@twin(receive._receive_lines)
+def received_lines(arrivals: Arrivals, held: bytes, room: int) -> tuple[int, bytes, bytes]:
+    """(status, the lines that came behind ``held``, the one that has no room)."""
+    looks = iter(arrivals)
+    waiting: list[bytes | str] = []
+    looked = False
+    while True:
+        if not waiting:
+            if looked:
+                return EMPTY, held, b""
+            waiting, looked = list(next(looks, [])), True
+            if CUT in waiting:
+                return BROKEN, held, b""
+            continue
+        message = waiting.pop(0)
+        if isinstance(message, str):
+            return (ENDED if message == END else BROKEN), held, b""
+        looked = False
+        if len(held) + len(message) > room:
+            return MESSAGE, held, message
+        held += message
+
+
 def _framed(message: bytes, *, rows: bool) -> bytes:
     """The pgoutput message within an XLogData, or within a row of one value; empty: none."""
     if rows:
@@ -140,6 +163,17 @@ class Libpq:
             "carray": lambda address, size: Guarded(np.frombuffer(ctypes.string_at(int(address), int(size)), np.uint8)),
         }
 
+    def addresses(self) -> list[Any]:
+        """The functions, for compiled code; they live as long as this."""
+        long, short = ctypes.c_int64, ctypes.c_int
+        self.functions = (
+            ctypes.CFUNCTYPE(short, long, long, short)(self.get),
+            ctypes.CFUNCTYPE(short, long)(self.consume),
+            ctypes.CFUNCTYPE(None, long)(self.free),
+            ctypes.CFUNCTYPE(short, short)(self.usleep),
+        )
+        return [ctypes.cast(function, ctypes.c_void_p).value for function in self.functions]
+
 
 def both_ways(
     arrivals: Arrivals, begun: int | None, start: int, foreign: Sequence[int], room: int, most: int, flags: Any
@@ -151,15 +185,7 @@ def both_ways(
         cell = state.ctypes.data + receive._POINTER * state.itemsize
         arguments: list[Any] = [flags["one"], flags["rows"], start, np.array(foreign, np.int64), frames, transactions, state]
         if compiled:
-            long, short = ctypes.c_int64, ctypes.c_int
-            functions = (
-                ctypes.CFUNCTYPE(short, long, long, short)(libpq.get),
-                ctypes.CFUNCTYPE(short, long)(libpq.consume),
-                ctypes.CFUNCTYPE(None, long)(libpq.free),
-                ctypes.CFUNCTYPE(short, short)(libpq.usleep),
-            )
-            addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
-            status = receive._receive(*addresses, 7, cell, *arguments)
+            status = receive._receive(*libpq.addresses(), 7, cell, *arguments)
         else:
             loop = interpreted(receive._receive, libpq.names())
             status = loop(0, 0, 0, 0, 7, cell, *(Guarded(one) if isinstance(one, np.ndarray) else one for one in arguments))
@@ -221,3 +247,39 @@ def test_it_does_not_nap_for_ever() -> None:
     for found in both_ways(bursts, 5, 0, [], 100_000, 1, {"one": False, "rows": False}):
         assert (found.status, found.naps, found.news) == (EMPTY, 25, 26 * 8)
         assert found == received(bursts, 5, 0, [], 100_000, 1, one=False, rows=False)
+
+
+@given(
+    st.lists(st.lists(st.binary(min_size=1, max_size=9) | st.sampled_from([END, FAULT]), max_size=4) | st.just([CUT]), max_size=4),
+    st.binary(max_size=5),
+    st.integers(5, 20),
+)
+@often
+def test_lines(arrivals: Arrivals, held: bytes, room: int) -> None:
+    expected = received_lines(arrivals, held, room)
+    for compiled in (True, False):
+        libpq = Libpq(arrivals)
+        lines, state = np.zeros(room, np.uint8), np.zeros(receive._STATE, np.int64)
+        lines[: len(held)] = np.frombuffer(held, np.uint8)
+        state[receive._USED] = len(held)
+        cell = state.ctypes.data + receive._POINTER * state.itemsize
+        if compiled:
+            status = receive._receive_lines(*libpq.addresses()[:3], 7, cell, lines, state)
+        else:
+            status = interpreted(receive._receive_lines, libpq.names())(0, 0, 0, 7, cell, Guarded(lines), Guarded(state))
+        message = b""
+        if status == MESSAGE:
+            message = libpq.given.pop(int(state[receive._POINTER])).raw[: int(state[receive._SIZE])]
+        else:
+            assert state[receive._POINTER] == 0
+        assert not libpq.given
+        assert (int(status), lines[: int(state[receive._USED])].tobytes(), message) == expected
+
+
+def test_a_frame_that_lacks_a_few_bytes_of_room_is_the_callers() -> None:
+    body = wire.insert(1, [7])
+    for lacking in range(6):
+        room = 4 + len(body) - lacking
+        for found in both_ways([[enveloped(body, False)]], 5, 0, [], room, 1, {"one": False, "rows": False}):
+            assert found.status == (FULL if not lacking else MESSAGE)
+            assert found == received([[enveloped(body, False)]], 5, 0, [], room, 1, one=False, rows=False)
