@@ -19,7 +19,7 @@ def following(least: int = 0) -> tuple[Schedule, Running]:
     for seed in range(100):
         play = Schedule(seed)
         play.world.plan = {}
-        play.sickly = play.late_table = False
+        play.sickly = play.late_table = play.meddled = play.read = False
         play.wanted = list(play.names)
         play.settings = replace(play.settings, upkeep_commits=3, commit_interval=0.0, retention=Policy(((1000, 0),)))
         for _ in range(40):
