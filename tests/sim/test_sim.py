@@ -6,6 +6,7 @@ figures. A failure names its seed: ``python -m tests.sim --seed N --trace`` play
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -45,7 +46,10 @@ def test_every_schedule_holds_every_invariant(capsys: pytest.CaptureFixture[str]
     assert document["least"]["transactions"] >= 50
     assert document["least"]["tables"] >= 3
     assert document["least"]["faults"] >= 2
-    rare = {pair: count for pair, count in document["hits"].items() if count < min(100, SCHEDULES // 100)}
+    # One in a hundred schedules. What fewer than 10,000 of them show is a sample: three standard deviations less will do.
+    share = SCHEDULES / 100
+    least = 100 if SCHEDULES >= 10_000 else share - 3 * math.sqrt(share)
+    rare = {pair: count for pair, count in document["hits"].items() if count < least}
     assert not rare, "fault pairs that hardly ever struck"
 
 
