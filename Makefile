@@ -101,6 +101,7 @@ test-tpch: $(INSTALLED) ## TPC-H at scale 1 with changes, 22 queries on both sid
 
 fuzz: $(INSTALLED) ## bytes that somebody else may have written: make fuzz ARGS="--target pgoutput --runs 10000000"
 	@exec $(BIN)/python -m tests.fuzz $(ARGS)
+
 storm: $(INSTALLED) ## disasters under load, 200 kills among them (hours): make storm ARGS="--rounds 310 --seed 7 --json"
 	@exec $(BIN)/python -m tests.crash.storm $(ARGS)
 

@@ -314,6 +314,16 @@ def test_bytes_that_no_walsender_sends_are_refused(shop: Shop, sent: bytes, inst
             until(stream, lambda: stream.take() is not None)
 
 
+def test_lines_longer_than_a_block_are_read_where_they_stand(shop: Shop) -> None:
+    shop.sql("create table a (id int primary key, t text)")
+    shop.sql("insert into a select g, repeat(chr(97 + g % 26), case when g % 7 = 0 then 5000000 else g end) from generate_series(1, 30) g")
+    shop.sql("insert into a select g, repeat('y', 1000) from generate_series(100, 15000) g")
+    a = shop.relation("public.a")
+    with shop.source.read_range(a, None, None, 20_000) as read:
+        rows = [row for batch in read.rows for row in zip(batch.column("id").to_pylist(), batch.column("t").to_pylist(), strict=True)]
+    assert rows == shop.sql("select id, t from a order by id")
+
+
 def test_a_server_that_is_not_set_up_for_it(binaries: Binaries) -> None:
     settings = SETTINGS | {"wal_level": "replica", "max_replication_slots": "1"}
     with Postgres(version=binaries, settings=settings) as server:

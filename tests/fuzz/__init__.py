@@ -12,7 +12,7 @@ A compiled kernel gives no coverage and reads beyond an array in silence. So whe
 *interpreted* (NUMBA_DISABLE_JIT, each branch of the kernels guides the search; slow) or *compiled* with numba's bounds checks (fast;
 guided by the Python around the kernels). A run does one execution in fifty interpreted, and the rest compiled, from what the first found.
 
-``corpus/TARGET`` is committed: inputs that reached something new, the fewest that reach it all, and every input that was a finding
+``corpus/TARGET`` is committed: a sample of inputs that reached something new, and every input that was a finding
 (``found-...``). They are read again by ``test_fuzz.py``, which then goes on from them for a while. What long runs find is kept in
 ``.fuzz/TARGET``; ``make fuzz ARGS="--target X --merge"`` writes the fewest of it that reach everything to ``corpus``.
 """

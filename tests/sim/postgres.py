@@ -316,8 +316,8 @@ class SimPostgres:
         self.rewritten: dict[int, int] = {}
         """OID -> how often ALTER TABLE wrote its rows anew."""
         self.database = "shop"
-        self.lost = 0
-        """Bytes of WAL that the server does not have any more: it was restored."""
+        self.restored: int | None = None
+        """Where its WAL ends, if it was restored, and does not grow any more."""
         self.slots: dict[str, Slot] = {}
         self.log: list[Transaction] = []
         self.history = History([0], [0], [{table.name: {} for table in tables}], [{table.name: {} for table in tables}])

@@ -92,7 +92,7 @@ class Schedule:
         self.checks = Checks(self.world, SOURCE, thorough=trace is not None)
         self.settings = Settings(
             commit_interval=rng.choice((0.0, 1.0, 2.0, 2.0)),
-            take_bytes=rng.choice((300, 2000, 1 << 23, 1 << 23)),
+            take_bytes=random.Random(f"take {seed}").choice((300, 2000, 1 << 23, 1 << 23)),
             chunk_bytes=rng.choice((600, 4000, 1 << 25, 1 << 25)),
             batch_bytes=rng.choice((2000, 1 << 28, 1 << 28)),
             range_rows=rng.choice((6, 20, 500_000)),
@@ -400,7 +400,7 @@ class Schedule:
         elif lost_on == "ahead":
             postgres.promote(newest - 8)
         elif lost_on == "restored":
-            postgres.lost = postgres.wal - self.checks.position + 8
+            postgres.restored = self.checks.position - 8
         elif lost_on == "database":
             postgres.database = "another"
         elif lost_on == "server":
@@ -424,7 +424,7 @@ class Schedule:
                 raise Broken(f"the source was changed ({lost_on}), and nobody noticed; parked: {parked}")
             if postgres.unnamed & postgres.publications[publication]:
                 raise Broken(f"the users of {self.names[0]} cannot change it, because it is published")
-        postgres.lost = 0
+        postgres.restored = None
         if lost_on not in ("server", "database"):
             self._mended(applier)
 

@@ -14,13 +14,19 @@ from icelake.tables.table import Delta, Table
 from tests.sim.run import Running, Schedule
 
 
+def calm(seed: int) -> Schedule:
+    """One in which nothing happens by itself but transactions."""
+    play = Schedule(seed)
+    play.world.plan = {}
+    play.sickly = play.late_table = play.meddled = play.read = False
+    play.wanted = list(play.names)
+    return play
+
+
 def following(least: int = 0) -> tuple[Schedule, Running]:
     """A lake that has all its tables, and one with a key and that many rows among them; nothing goes wrong by itself."""
     for seed in range(100):
-        play = Schedule(seed)
-        play.world.plan = {}
-        play.sickly = play.late_table = play.meddled = play.read = False
-        play.wanted = list(play.names)
+        play = calm(seed)
         play.settings = replace(play.settings, upkeep_commits=3, commit_interval=0.0, retention=Policy(((1000, 0),)))
         for _ in range(40):
             play.world.transact()
@@ -83,6 +89,30 @@ def test_a_lost_answer_to_an_expiry_does_not_hide_a_new_owner() -> None:
     world.server.commit = answer_late  # type: ignore[method-assign]
     with pytest.raises(Fenced):
         go_on()
+
+
+def test_a_table_that_leaves_the_publication_before_it_has_a_mirror_is_published_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """members: there is nothing yet that could be wrong, and the others go on."""
+    play = calm(0)
+    publish = play.world.postgres.publish
+    left = play.names[0]
+
+    def meddled(publication: str, oids: frozenset[int]) -> None:
+        publish(publication, oids)
+        monkeypatch.undo()
+        play.world.postgres.leave(left)
+
+    monkeypatch.setattr(play.world.postgres, "publish", meddled)
+    one = play._start()
+    said = []
+    for _ in range(40):
+        play.world.transact()
+        play.world.time += 0.5
+        progress = one.applier.step(0.1)
+        said += [progress.error.code] if progress.error is not None else []
+    assert said == ["PUBLICATION_CHANGED"]
+    assert {str(table) for table in one.applier.followed} == set(play.names)
+    assert not one.applier.parked
 
 
 def test_a_rewrite_by_another_program_is_followed_by_expiry_too() -> None:

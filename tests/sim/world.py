@@ -709,7 +709,8 @@ class SimSource:
         postgres = self._world.postgres
 
         def identity() -> SourceIdentity:
-            return SourceIdentity(postgres.system_id, postgres.timeline, postgres.database, 180004, postgres.wal - postgres.lost)
+            flushed = postgres.wal if postgres.restored is None else postgres.restored
+            return SourceIdentity(postgres.system_id, postgres.timeline, postgres.database, 180004, flushed)
 
         return self._call("identify", identity)
 

@@ -1089,7 +1089,8 @@ class Applier:
         if self._batch.open or stream.buffered:
             self._turn_to_load = True
             full = self._batch.bytes >= self.settings.batch_bytes
-            if full or self._clock.monotonic() >= due or self.position < self._wanted_position() <= stream.server_lsn:
+            # A caller does not wait for the interval. Tables that wait for a cut do, or each of many would have one of its own.
+            if full or self._clock.monotonic() >= due or self.position < self._target <= stream.server_lsn:
                 return self._take_and_commit(stream)
             if stream.buffered >= self.settings.take_bytes and self._take_one(stream):
                 return Progress("wait", position=self.position)
@@ -1219,11 +1220,11 @@ class Applier:
         self._confirm(position)
         for location in unused:
             self._storage.delete(location)
-        if self._stream is not None and self._stream.buffered >= self.settings.take_bytes and self._commits % FANOUT:
-            # What waits comes first; and it changes the rows of the files that would be made now.
-            return progress
-        for table in self._to_compact([followed for followed, _ in touched], [parked for parked, changes in spools if changes]):
-            self._compact(table)
+        # What waits comes first; and it changes the rows of the files that would be made now.
+        waits = self._stream is not None and self._stream.buffered >= self.settings.take_bytes
+        if not waits or self._commits % FANOUT == 0:
+            for table in self._to_compact([followed for followed, _ in touched], [parked for parked, changes in spools if changes]):
+                self._compact(table)
         return progress
 
     def _to_compact(self, followed: Sequence[Followed], parked: Sequence[Parked]) -> Iterator[Followed | History | Parked]:

@@ -525,10 +525,10 @@ class KeyIndex:
         one, other = (int(half, 16) for half in base["seed"])
         self._k0, self._k1 = np.uint64(one), np.uint64(other)  # raises on what is no seed
         self.seed = (one, other)
-        for told in parts:
-            self._part(*told)
-        # Only now is it known that there are as many keys as it says.
-        self._rows = self._new(max(_SMALLEST, int(base["keys"] / _FULL) + 1))
+        try:
+            self._rows = self._new(max(_SMALLEST, int(base["keys"] / _FULL) + 1))
+        except (MemoryError, OSError, OverflowError) as error:
+            raise _NotBelievedError(f"the base says it has {base['keys']} keys") from error
         for told in parts:
             rows = self._part(*told)
             if int(rows[:, 2].max()) >> 32 >= len(files):

@@ -8,6 +8,7 @@ message is a row).
 import queue
 import threading
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import psycopg
@@ -61,13 +62,22 @@ def copied(connection: Connection, query: sql.Composable, wanted: Callable[[], b
 class Ahead(Generic[_Item]):
     """An iterator over what a generator gives, which runs in a thread of its own. ``close`` ends it and waits for the thread."""
 
-    def __init__(self, make: Callable[[Callable[[], bool]], Generator[_Item, None, None]]) -> None:
-        """``make``: the generator; what it is given tells whether it is still wanted."""
+    def __init__(
+        self, make: Callable[[Callable[[], bool]], Generator[_Item, None, None]], wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """``make``: the generator; what it is given tells whether it is still wanted.
+
+        ``wanted``: the same of who takes what it gives, if that is such a generator, too.
+        """
         self._closed = threading.Event()
         self._items: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(_AHEAD)
-        self._generator = make(lambda: not self._closed.is_set())
+        self._parent = wanted
+        self._generator = make(self._wanted)
         self._thread = threading.Thread(target=self._run, name="read a range", daemon=True)
         self._thread.start()
+
+    def _wanted(self) -> bool:
+        return self._parent() and not self._closed.is_set()
 
     def _run(self) -> None:
         end: BaseException = StopIteration()
@@ -81,7 +91,7 @@ class Ahead(Generic[_Item]):
         self._give(None, end)
 
     def _give(self, item: _Item | None, end: BaseException | None) -> bool:
-        while not self._closed.is_set():
+        while self._wanted():
             try:
                 self._items.put((item, end), timeout=_PAUSE)
                 return True
@@ -93,7 +103,12 @@ class Ahead(Generic[_Item]):
         return self
 
     def __next__(self) -> _Item:
-        item, end = self._items.get()
+        item, end = None, None
+        while item is None and end is None:
+            if not self._wanted():
+                raise GivenUp
+            with suppress(queue.Empty):
+                item, end = self._items.get(timeout=_PAUSE)
         if end is not None:
             self._items.put((None, StopIteration()))
             raise end

@@ -8,7 +8,7 @@ Fails with the errors of ``session.explain``.
 
 import secrets
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -393,7 +393,7 @@ class RangeReading:
             lsn, timeline, reader = self._source.exported_snapshot(self._held)
             self._check(reader)
             end = RangeEnd()
-            rows = self._held.enter_context(closing(Ahead(lambda _wanted: self._rows(reader, end))))
+            rows = self._held.enter_context(closing(Ahead(partial(self._rows, reader, end))))
             return RangeRead(lsn, rows, end, timeline)
         except psycopg.Error as error:
             self._held.close()
@@ -463,7 +463,7 @@ class RangeReading:
             self._same_storage(reader, leaf.oid, name, leaf.storage)
             yield name, *within, leaf_bounds(leaf.oid)[1] if relation.key and within[1] is None else None
 
-    def _rows(self, reader: Connection, end: RangeEnd) -> Generator[pa.RecordBatch, None, None]:
+    def _rows(self, reader: Connection, end: RangeEnd, wanted: Callable[[], bool]) -> Generator[pa.RecordBatch, None, None]:
         relation = self._relation
         count, last = 0, b""
         try:
@@ -471,7 +471,7 @@ class RangeReading:
                 limit = None if self._limit is None else self._limit - count
                 statement = range_query(relation, lower, upper, limit, table)
                 # A thread that only receives, or the server would wait while a block is decoded.
-                with closing(Ahead(partial(copied, reader, statement))) as blocks:
+                with closing(Ahead(partial(copied, reader, statement), wanted)) as blocks:
                     for block in blocks:
                         rows = decode_copy(block, relation.columns, str(relation.id))
                         count, last = count + rows.num_rows, block
