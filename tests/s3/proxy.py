@@ -62,7 +62,7 @@ class Proxy:
         self.delay = 0.0
         """Seconds every request waits before it is passed on."""
         self.busy = self.most = 0
-        """Requests being answered now, and at most so far."""
+        """Requests whose answer is being made now, and at most so far."""
         self.lock = threading.Lock()
         proxy = self
 
@@ -105,6 +105,8 @@ _REFUSALS: dict[str, tuple[int, str]] = {"clock": (403, "RequestTimeTooSkewed"),
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     through: Proxy
+    busy = 0
+    """1 while this connection's request counts as busy."""
 
     def do_GET(self) -> None:
         proxy = self.through
@@ -113,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault = proxy.choose(self.command, self.path)
             proxy.seen[self.command, fault or ""] += 1
             proxy.busy += 1
+            self.busy = 1
             proxy.most = max(proxy.most, proxy.busy)
         time.sleep(proxy.delay)
         try:
@@ -120,8 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         finally:
-            with proxy.lock:
-                proxy.busy -= 1
+            self.answered()
+
+    def answered(self) -> None:
+        """Whoever has the whole answer may ask again at once: the request ends before the end of its answer is sent."""
+        with self.through.lock:
+            self.through.busy -= self.busy
+            self.busy = 0
 
     do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815 - names of the standard library
 
@@ -137,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "corrupt" and body:
             body = body[:-1] + bytes([body[-1] ^ 1])
         status, headers, answer = self.forward(body)
+        self.answered()
         if fault in ("lost", "late"):
             self.drop()
             return
