@@ -95,6 +95,28 @@ def test_a_reload_waits_for_nobody(quick: Quick) -> None:
         assert [(one["table"], one["code"]) for one in answer] == [("public.b", "LOCKED")]
 
 
+def test_a_change_before_which_others_are_missing(quick: Quick) -> None:
+    """What it contradicts is found before the commit at which marks are looked at; the process goes on with the others all the same."""
+    quick.sql("create table b (id int primary key, v int)", "create table bag (v int)", "alter table bag replica identity full")
+    quick.sql("insert into b values (1, 1)", "insert into bag values (1), (2)")
+    quick.sync()
+    name = quick.slot()
+    with quick.applier() as (lakehouse, applier):
+        quick.reach(applier, lakehouse)
+        quick.sql(f"alter publication {name} drop table b", "insert into b values (2, 2)", f"alter publication {name} add table b")
+        quick.sql("alter table bag alter column v type int using v * 100")
+        quick.sql("update b set v = 3 where id = 2", "delete from bag where v = 100")
+        quick.trade(applier, lakehouse, 1)
+        assert {str(table): parked.note.code for table, parked in applier.parked.items()} == {
+            "public.b": "PUBLICATION_CHANGED",
+            "public.bag": "TABLE_REWRITTEN",
+        }
+    with quick.open() as lakehouse:
+        assert lakehouse.resume(["b", "bag"], reload=True)["refused"] == []
+    quick.whole()
+    assert quick.lake("select v from bag") == [(200,)]
+
+
 def test_a_new_table_of_somebody_else(server: Postgres, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with mirrored(Quick, server, tmp_path, request.node.name) as quick:
         role = "mirror_" + str(quick.one("select current_database()"))

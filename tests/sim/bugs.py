@@ -133,6 +133,11 @@ _ALL = (
         ),
     ),
     Bug(
+        "a change that does not fit is final",
+        "a table whose changes are missing from the stream is parked alone",
+        (Patch(APPLIER, "                self._check_members(self._published())\n                raise\n", "                raise\n"),),
+    ),
+    Bug(
         "keepalive over pending changes",
         "a keepalive's position is recorded only when every commit before it is",
         (

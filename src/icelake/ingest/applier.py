@@ -600,6 +600,9 @@ class Applier:
                 "`icelake resume --reload` begins a new slot and compares every table with the source",
             )
 
+    def _published(self) -> Mapping[TableId, str]:
+        return self._source.published(publication_name(self.name, self._control.source))
+
     def _check_members(self, members: Mapping[TableId, str]) -> bool:
         """Refuse to go on if changes to a followed table may be missing from the stream. False: there is another to be withdrawn."""
         for followed in self.followed.values():
@@ -1136,6 +1139,10 @@ class Applier:
             except (UnsupportedTable, ValueOutOfContract) as error:
                 error.table = str(followed.id)
                 raise
+            except Corrupt:
+                # It does not fit if changes before it are missing: then what the table's mark says is the reason, and parks it.
+                self._check_members(self._published())
+                raise
             batch.changes += len(changes.op)
         for raw in chunk.raw:
             self.parked[raw.table].keep(raw)
@@ -1174,7 +1181,7 @@ class Applier:
         """One cut at ``position``: every touched table and the control table, whole or not at all."""
         assert position >= self.position
         # After everything of the batch was received: whoever left the publication before any of it, is missing here.
-        if not self._check_members(self._source.published(publication_name(self.name, self._control.source))):
+        if not self._check_members(self._published()):
             self._throw_away()
             self.close()
             return Progress("retry", position=self.position)

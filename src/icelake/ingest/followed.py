@@ -41,7 +41,7 @@ _FILLED_BYTES = 16 << 20
 class RowIndex(Protocol):
     """What every kind of row index has in common."""
 
-    def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> None: ...
+    def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> object: ...
 
     def clear(self) -> None: ...
 
@@ -493,11 +493,9 @@ class Keyed(Followed):
 
     def _load(self, rows: pa.RecordBatch) -> None:
         hashes = self._hash(rows.select(list(self.relation.key)))
-        file_no, _, _ = self.index.lookup(hashes)
-        _, first = collapse.factorize(hashes, np.ones(len(hashes), np.bool_))
-        if len(first) != len(hashes) or (file_no >= 0).any():
+        placed = self._begin().append(rows, None)
+        if self.index.put(hashes, placed.file_no, placed.positions, -1) < len(hashes):
             raise self.error("rows of a range that is being loaded are in the lake already, or came twice")
-        self._append(rows, hashes, np.full(len(hashes), -1, np.int64))
 
     def _moved(self, moved: Moved) -> None:
         self.index.put(self._hash(moved.keys), moved.file_no, moved.positions, moved.row_ids)

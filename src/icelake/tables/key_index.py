@@ -219,12 +219,15 @@ class KeyIndex:
         _lookup(self._rows, self._k0, self._k1, hashes, file_no, position, row_id)
         return file_no, position, row_id
 
-    def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> None:
-        """These keys are there now, wherever they were before. Each array [n], or one value for all; files count from 1."""
+    def put(self, hashes: Hashes, file_no: npt.ArrayLike, position: npt.ArrayLike, row_id: npt.ArrayLike) -> int:
+        """These keys are there now, wherever they were before. Each array [n], or one value for all; files count from 1.
+
+        How many keys there are more: as many as were put, if none was there or came twice.
+        """
         self._check()
         n = len(hashes)
         if not n:
-            return
+            return 0
         rows = np.empty((n, 4), np.uint64)
         rows[:, :2] = hashes
         where = np.asarray(position, np.int64)
@@ -234,8 +237,10 @@ class KeyIndex:
         rows[:, 3] = np.asarray(row_id, np.int64)
         self._reserve(n)
         before = np.empty((n, 2), np.uint64)
-        self._count += int(_put(self._rows, self._k0, self._k1, rows, before))
+        added = int(_put(self._rows, self._k0, self._k1, rows, before))
+        self._count += added
         self._note(_PUT, rows, before)
+        return added
 
     def remove(self, hashes: Hashes) -> None:
         """These keys are gone; those that were not there stay so."""
@@ -495,8 +500,12 @@ class KeyIndex:
                 "operations": [[kind, len(rows)] for kind, rows in redo],
             }
         )
-        block = b"".join([_COUNT.pack(len(head)), head, *(rows.tobytes() for _, rows in redo)])
-        record = _HEADER.pack(len(block), zlib.crc32(block)) + block
+        pieces: list[Any] = [_COUNT.pack(len(head)), head, *(memoryview(rows).cast("B") for _, rows in redo if len(rows))]
+        crc = 0
+        for piece in pieces:
+            crc = zlib.crc32(piece, crc)
+        # A batch may be large: it is copied once.
+        record = b"".join([_HEADER.pack(sum(map(len, pieces)), crc), *pieces])
         self._chained = False  # until it is written
         self._store.append(f"log-{self._side}", record)
         self._chained = True

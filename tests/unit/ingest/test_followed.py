@@ -216,6 +216,17 @@ def test_what_was_committed_before_it_was_read_is_in_it_already(shape: Relation)
     assert rig.rows() == counted([(1, 0.0)] * 2)
 
 
+@pytest.mark.parametrize("again", [[(1, 0.5)], [(3, 0.5), (3, 0.5)]], ids=["in the lake already", "twice"])
+def test_a_key_that_a_range_brings_again_is_not_loaded(again: list[Row]) -> None:
+    rig = Rig(replace(BAG, identity="key", key=("n",)), [(1, 1.0), (2, 2.0)])
+    with pytest.raises(Corrupt, match="MIRROR_DIVERGED"):
+        rig.followed.load_rows([batch(rig.shape, [(4, 4.0), *again])], L)
+    rig.followed.rollback()
+    rig.followed.load_rows([batch(rig.shape, [(3, 3.0), (4, 4.0)])], L)
+    rig.commit()
+    assert rig.rows() == counted([(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)])
+
+
 def test_an_append_only_table_holds_what_was_inserted() -> None:
     rig = Rig(LOG, [(1, 0.0), (1, 0.0)])
     rig.apply((INSERT, None, (1, 0.0)), (INSERT, None, (None, None)))
