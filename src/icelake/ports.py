@@ -205,6 +205,8 @@ class RangeRead:
     upper: "RangeEnd"
     timeline: int
     """The timeline ``lsn`` is on."""
+    table_rows: int = 0
+    """How many rows the whole table has by the source's statistics, 0 if it does not know: a hint."""
 
 
 @dataclass(slots=True)

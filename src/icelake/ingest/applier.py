@@ -1341,7 +1341,7 @@ class Applier:
                     rows = mending.rows(read.rows)
                     mending.finish(lower, read.upper.bound)
                 else:
-                    rows = followed.load_rows(read.rows, read.lsn)
+                    rows = followed.load_rows(read.rows, read.lsn, read.table_rows)
                 followed.loaded_until(followed.load.loaded(lower, read.upper.bound, read.lsn))
         except Unreachable as error:
             # A transaction runs for long, or somebody locks the table: meanwhile the stream has at least as much time as this took.

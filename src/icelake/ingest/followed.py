@@ -138,8 +138,8 @@ class Followed(ABC):
 
     # --------------------------------------------------------------------------------------------------- load
 
-    def load_rows(self, batches: Iterable[pa.RecordBatch], lsn: int) -> int:
-        """Add rows read from the source as of ``lsn`` to the running batch; how many."""
+    def load_rows(self, batches: Iterable[pa.RecordBatch], lsn: int, table_rows: int = 0) -> int:
+        """Add rows read from the source as of ``lsn`` to the running batch; how many. ``table_rows``: how many there will be, about."""
         count = 0
         # Rows that have an order are ordered file by file.
         for batch in _gathered(batches, LOAD_BYTES if self.table.layout.sort else 0):
@@ -490,6 +490,10 @@ class Keyed(Followed):
                     high = middle
             out[row] = low
         return out
+
+    def load_rows(self, batches: Iterable[pa.RecordBatch], lsn: int, table_rows: int = 0) -> int:
+        self.index.expect(table_rows)
+        return super().load_rows(batches, lsn)
 
     def _load(self, rows: pa.RecordBatch) -> None:
         hashes = self._hash(rows.select(list(self.relation.key)))

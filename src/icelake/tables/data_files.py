@@ -95,17 +95,15 @@ def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
     )
     data = out.getvalue()
     footer = pq.ParquetFile(pa.BufferReader(data)).metadata
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
     sizes = dict.fromkeys((leaf.field_id for leaf in leaves), 0)
     splits = []
-    for number in range(footer.num_row_groups):
-        group = footer.row_group(number)
-        for place, leaf in enumerate(leaves):
-            chunk = group.column(place)
-            sizes[leaf.field_id] += chunk.total_compressed_size
-            if not place:
-                splits.append(chunk.dictionary_page_offset or chunk.data_page_offset)
     values, nulls, nans, lowers, uppers = [], [], [], [], []
-    for leaf in leaves:
+    for place, leaf in enumerate(leaves):
+        chunks = [group.column(place) for group in groups]
+        sizes[leaf.field_id] += sum(chunk.total_compressed_size for chunk in chunks)
+        if not place:
+            splits = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
         if leaf.values is None:
             continue
         ident, kind, column = leaf.field_id, leaf.type, leaf.values
@@ -113,7 +111,7 @@ def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
         nulls.append({"key": ident, "value": column.null_count})
         if kind in ("float", "double"):
             nans.append({"key": ident, "value": leaf.nans})
-        lower, upper = bounds(column, kind) if leaf.ordered else (None, None)
+        lower, upper = bounds(column, kind, chunks) if leaf.ordered else (None, None)
         if lower is not None:
             lowers.append({"key": ident, "value": lower})
         if upper is not None:
@@ -184,8 +182,8 @@ def _repetitive(leaves: Sequence[_Leaf], rows: int) -> Any:
     # Dictionaries pay only where values repeat; in small files and on keys they cost time and space.
     if rows < _SAMPLE:
         return False
-    strings = [leaf for leaf in leaves if leaf.type == "string" and leaf.values is not None]
-    return [leaf.path for leaf in strings if _distinct(leaf.values.slice(0, _SAMPLE)) <= _SAMPLE // 16] or False
+    found = [leaf for leaf in leaves if leaf.values is not None and leaf.type not in ("boolean", "uuid")]
+    return [leaf.path for leaf in found if _distinct(leaf.values.slice(0, _SAMPLE)) <= _SAMPLE // 16] or False
 
 
 def _longest(column: Any) -> int:
@@ -206,44 +204,67 @@ def _distinct(column: Any) -> int:
 # --------------------------------------------------------------------------------------------------------------- bounds
 
 
-def bounds(column: Any, kind: str) -> tuple[bytes | None, bytes | None]:
+def bounds(column: Any, kind: str, chunks: Sequence[Any] = ()) -> tuple[bytes | None, bytes | None]:
     """(lower, upper) of a column of Iceberg type ``kind``, serialized; None where there is none to give.
 
+    ``chunks``: the column in a footer (``pq.ColumnChunkMetaData``), if it is written: the same extremes are then taken from there.
     uuid has none: engines disagree on the order of uuids (Java compares them signed), so a bound could hide rows.
     """
     if kind == "uuid" or column.null_count == len(column):
         return None, None
-    found = pc.min_max(column)
-    low, high = found["min"], found["max"]
-    if kind in ("int", "date"):
-        return _I32.pack(_number(low)), _I32.pack(_number(high))
-    if kind in ("long", "time", "timestamp", "timestamptz"):
-        return _I64.pack(_number(low)), _I64.pack(_number(high))
-    if kind in ("float", "double"):
+    if kind in ("float", "double", "boolean", "binary"):
+        found = pc.min_max(column)
+        low, high = found["min"].as_py(), found["max"].as_py()
+        if kind == "boolean":
+            return bytes([low]), bytes([high])
+        if kind == "binary":
+            return low[:_BOUND_LENGTH], _round_up_binary(high)
         pack = (_F32 if kind == "float" else _F64).pack
-        smallest, largest = low.as_py(), high.as_py()
-        if smallest != smallest:
-            # Arrow skips NaN unless there is nothing else.
-            return None, None
-        return pack(smallest or -0.0), pack(largest or 0.0)
-    if kind == "boolean":
-        return bytes([low.as_py()]), bytes([high.as_py()])
+        # Arrow skips NaN unless there is nothing else.
+        return (None, None) if low != low else (pack(low or -0.0), pack(high or 0.0))
+    lowest, highest = _stored(chunks) or _found(column)
     if kind == "string":
-        return _cut(low.as_py()).encode(), _round_up(high.as_py())
-    if kind == "binary":
-        return low.as_py()[:_BOUND_LENGTH], _round_up_binary(high.as_py())
-    scale = column.type.scale
-    return _unscaled(low.as_py(), scale), _unscaled(high.as_py(), scale)
+        return _cut(lowest).encode(), _round_up(highest)
+    if kind.startswith("decimal"):
+        return _unscaled(lowest), _unscaled(highest)
+    pack = (_I32 if kind in ("int", "date") else _I64).pack
+    return pack(lowest), pack(highest)
 
 
-def _number(scalar: Any) -> int:
+def _found(column: Any) -> tuple[Any, Any]:
+    """The extremes of a column that has some: strings, and the numbers that stand for everything else."""
+    found = pc.min_max(column)
+    return _plain(found["min"]), _plain(found["max"])
+
+
+def _stored(chunks: Sequence[Any]) -> tuple[Any, Any] | None:
+    """The same from a footer. None: it does not tell."""
+    lows, highs = [], []
+    for chunk in chunks:
+        told = chunk.statistics
+        if told is None or not (told.has_min_max or (told.has_null_count and told.null_count == chunk.num_values)):
+            return None
+        if told.has_min_max:
+            kind = chunk.physical_type
+            lows.append(_raw(told.min_raw, kind))
+            highs.append(_raw(told.max_raw, kind))
+    return (min(lows), max(highs)) if lows else None
+
+
+def _raw(value: Any, physical: str) -> Any:
+    if physical == "BYTE_ARRAY":
+        return value.decode()
+    return int.from_bytes(value, "big", signed=True) if physical == "FIXED_LEN_BYTE_ARRAY" else value
+
+
+def _plain(scalar: Any) -> Any:
+    if pa.types.is_decimal(scalar.type):
+        return int(scalar.as_py().scaleb(scalar.type.scale, _EXACT))
     # .value, because as_py() refuses dates and timestamps outside the years of Python's datetime.
-    value = scalar.value if hasattr(scalar, "value") else scalar.as_py()
-    return int(value)
+    return scalar.value if hasattr(scalar, "value") else scalar.as_py()
 
 
-def _unscaled(value: decimal.Decimal, scale: int) -> bytes:
-    number = int(value.scaleb(scale, _EXACT))
+def _unscaled(number: int) -> bytes:
     length = (number if number >= 0 else ~number).bit_length() // 8 + 1
     return number.to_bytes(length, "big", signed=True)
 

@@ -55,6 +55,8 @@ _UNDO_BYTES = 512 << 20
 """A batch with more than this is not undone row by row: giving it up means reading the table's keys again."""
 _ASIDE_BYTES = 32 << 20
 """What undoes a batch is kept in memory up to this size, and in a scratch file beyond it."""
+_EXPECTED = 16 << 20
+"""Keys that room is made for because somebody expects them: 731 MiB."""
 _COPIED_ROWS = 1 << 20
 """Rows that a growing table copies before it lets go of them where they were: 32 MiB."""
 _LOG_BYTES = 1 << 20
@@ -241,6 +243,11 @@ class KeyIndex:
         self._count += added
         self._note(_PUT, rows, before)
         return added
+
+    def expect(self, rows: int) -> None:
+        """So many keys will be there, about: room for them is made at once instead of again and again. May be far from true."""
+        self._check()
+        self._reserve(min(rows, _EXPECTED) - self._count)
 
     def remove(self, hashes: Hashes) -> None:
         """These keys are gone; those that were not there stay so."""
@@ -500,7 +507,7 @@ class KeyIndex:
                 "operations": [[kind, len(rows)] for kind, rows in redo],
             }
         )
-        pieces: list[Any] = [_COUNT.pack(len(head)), head, *(memoryview(rows).cast("B") for _, rows in redo if len(rows))]
+        pieces: list[Any] = [_COUNT.pack(len(head)), head, *(rows.reshape(-1).view(np.uint8).data for _, rows in redo if len(rows))]
         crc = 0
         for piece in pieces:
             crc = zlib.crc32(piece, crc)

@@ -73,6 +73,21 @@ def test_bounds_hold_every_value(case: tuple[str, list[Any]]) -> None:
         assert (back(lower, kind), back(upper, kind)) == (min(real), max(real))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(CASES, st.integers(1, 3))
+def test_bounds_are_the_same_whoever_finds_them(case: tuple[str, list[Any]], group: int) -> None:
+    kind, values = case
+    column = pa.array(values, arrow_type(kind))
+    field = pa.field("c", column.type, metadata={"PARQUET:field_id": "1"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_files, "_GROUP_ROWS", group)
+        record = encode(pa.Table.from_arrays([column], schema=pa.schema([field])), [kind]).record
+    hidden = any(one["value"] for one in record["nan_value_counts"])
+    lower, upper = (None, None) if hidden else bounds(column, kind)
+    assert ([one["value"] for one in record["lower_bounds"]] or [None]) == [lower]
+    assert ([one["value"] for one in record["upper_bounds"]] or [None]) == [upper]
+
+
 def test_zeros_are_bounded_by_both_zeros() -> None:
     for values in ([0.0], [-0.0], [0.0, -0.0]):
         lower, upper = bounds(pa.array(values), "double")
@@ -324,7 +339,7 @@ def test_a_file_narrower_than_its_column_is_widened() -> None:
 def test_dictionaries_are_for_fields_that_repeat_too() -> None:
     rows = [(n, {"lower": n, "upper": 0.0, "bounds": "[)" if n % 2 else "empty"}, [n], None) for n in range(3000)]
     group = file_of(NESTED, rows).footer.row_group(0)
-    assert [group.column(place).has_dictionary_page for place in range(7)] == [False, False, False, True, False, False, False]
+    assert [group.column(place).has_dictionary_page for place in range(7)] == [False, False, True, True, False, False, False]
 
 
 def test_a_wide_value_has_a_row_group_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ message is a row).
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -21,6 +22,8 @@ _BLOCK = 1 << 22
 _AHEAD = 4
 _PAUSE = 0.1
 """Seconds after which a thread that waits looks whether it is still wanted."""
+
+_NAP = 0.0005
 
 _Item = TypeVar("_Item")
 
@@ -45,13 +48,17 @@ def copied(connection: Connection, query: sql.Composable, wanted: Callable[[], b
     result = pgconn.get_result()
     if result is not None and result.status == pq.ExecStatus.COPY_OUT:
         receiver = LineReceiver(pgconn, _BLOCK)
-        status = EMPTY
+        status, napped = EMPTY, False
         while status != ENDED:
             status, block = receiver.receive()
             if block:
                 yield block
-            if status == EMPTY:
+            if status == EMPTY and napped:
                 wait()
+            elif status == EMPTY:
+                # The server sends 8 KiB at a time, and to be told of each costs more than to receive it.
+                time.sleep(_NAP)
+            napped = status == EMPTY and not napped
         result = pgconn.get_result()
     while pgconn.get_result() is not None:
         pass

@@ -391,10 +391,10 @@ class RangeReading:
         doing = f"cannot read {self._relation.id}"
         try:
             lsn, timeline, reader = self._source.exported_snapshot(self._held)
-            self._check(reader)
+            known = self._check(reader)
             end = RangeEnd()
             rows = self._held.enter_context(closing(Ahead(partial(self._rows, reader, end))))
-            return RangeRead(lsn, rows, end, timeline)
+            return RangeRead(lsn, rows, end, timeline, known)
         except psycopg.Error as error:
             self._held.close()
             raise explain(error, self._source.dsn, doing) from error
@@ -405,11 +405,14 @@ class RangeReading:
     def __exit__(self, *exc: object) -> None:
         self._held.close()
 
-    def _check(self, reader: Connection) -> None:
-        """The table is still what the lake holds, and the rows of a plain one are the snapshot's. A leaf's turn comes when it is read."""
+    def _check(self, reader: Connection) -> int:
+        """The table is still what the lake holds, and the rows of a plain one are the snapshot's. A leaf's turn comes when it is read.
+
+        How many rows it has, by the server's statistics; 0 if it never counted them.
+        """
         relation = self._relation
+        found = run(reader, "select relfilenode, greatest(reltuples, 0)::bigint from pg_catalog.pg_class where oid = %s", [relation.oid])
         if not relation.partitioned:
-            found = run(reader, "select relfilenode from pg_catalog.pg_class where oid = %s", [relation.oid])
             if not self._lock(reader, _table(relation)) or not found:
                 schema.must_be(relation, None, "cannot be read")
         # Not by the reader: its catalog is that of the snapshot, while COPY goes by today's.
@@ -417,6 +420,7 @@ class RangeReading:
             schema.must_be(relation, _now(today, relation), "cannot be read")
         if not relation.partitioned:
             self._same_storage(reader, relation.oid, _table(relation), found[0][0])
+        return int(found[0][1]) if found else 0
 
     def _lock(self, reader: Connection, name: sql.Identifier) -> bool:
         """Whether there is a table of that name."""
