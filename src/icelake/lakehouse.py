@@ -13,13 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 import pyarrow as pa
 
 from icelake.catalog.store import SqliteCatalog
-from icelake.engines.duckdb import DuckDBEngine, TableAt, named
 from icelake.errors import IcelakeError, NoSuchTable, ProjectError, Refused, Unreachable, UnsupportedTable
 from icelake.ingest.applier import LEFT_OUT, Applier, Progress, Settings
 from icelake.model.history import HISTORY, HistoryNote, mirror_of, owner_of
@@ -44,7 +43,11 @@ from icelake.storage.s3 import S3Storage
 from icelake.tables.expire import Policy
 from icelake.tables.key_index import FolderFiles
 from icelake.tables.schema import check_names, relation_of
-from icelake.verify.run import AtDesk, InProcess, verify
+
+if TYPE_CHECKING:
+    # Loaded where it is used: 30 MiB that a process which only follows does without.
+    from icelake.engines.duckdb import TableAt
+    from icelake.verify.run import AtDesk, InProcess
 
 BUSY = 20.0
 """Seconds to wait for another holder of our slot: a process that was killed, or one that this one has just fenced."""
@@ -64,7 +67,7 @@ Report = Callable[[Progress, Json], None]
 class At:
     """What a question is asked of: snapshots by table, and the cut they make (None if the question names one snapshot)."""
 
-    tables: Mapping[str, TableAt]
+    tables: "Mapping[str, TableAt]"
     snapshots: Mapping[TableId, int]
     cut: Cut | None
     absent: Collection[str]
@@ -348,6 +351,8 @@ class Lakehouse:
 
     def query(self, sql: str, at: str | None = None) -> pa.Table:
         """Ask DuckDB at one point in time (``resolve`` says how it is named); the whole answer."""
+        from icelake.engines.duckdb import DuckDBEngine, named
+
         where = self.resolve(at)
         lease = self._catalog.lease(f"query {os.getpid()}", where.snapshots, QUERY_LEASE) if where.snapshots else None
         try:
@@ -374,6 +379,8 @@ class Lakehouse:
     def resolve(self, at: str | None) -> At:
         """``at``: None (the last cut), an LSN (the last cut <= it), a time (the last cut of commits until then), a cut's or a
         table's snapshot id. Every source's tables are taken at that source's cut. Raises ProjectError if there is none."""
+        from icelake.engines.duckdb import TableAt
+
         tables: dict[str, TableAt] = {}
         snapshots: dict[TableId, int] = {}
         absent: list[str] = []
@@ -565,6 +572,8 @@ class Lakehouse:
 
     def verify(self, tables: Sequence[str] = (), *, source: str | None = None, report: Callable[[Json], None] | None = None) -> Json:
         """Prove that the lake equals the source at one LSN. With no applier running, the tables are first brought there."""
+        from icelake.verify.run import AtDesk, InProcess
+
         settings = self._source_settings(source)
         desk = self._desk(settings.name)
         if desk.owner() is not None:
@@ -574,8 +583,10 @@ class Lakehouse:
             return self._verify(settings, tables, InProcess(lambda lsn: self._bring(applier, desk, lsn), self._catalog), report)
 
     def _verify(
-        self, settings: SourceSettings, tables: Sequence[str], handshake: AtDesk | InProcess, report: Callable[[Json], None] | None
+        self, settings: SourceSettings, tables: Sequence[str], handshake: "AtDesk | InProcess", report: Callable[[Json], None] | None
     ) -> Json:
+        from icelake.verify.run import verify
+
         dsn = settings.dsn.reveal()
         conninfo_of(dsn)  # says that it cannot be read, where libpq would repeat it
         # Before the long part, so that nothing is lost with it.

@@ -45,6 +45,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. The only place where errors end."""
+    # Arrow's allocator gives freed memory back at once. It reads this when Arrow is loaded, which no command has done yet.
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "0")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(words)

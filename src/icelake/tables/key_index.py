@@ -247,7 +247,8 @@ class KeyIndex:
     def expect(self, rows: int) -> None:
         """So many keys will be there, about: room for them is made at once instead of again and again. May be far from true."""
         self._check()
-        self._reserve(min(rows, _EXPECTED) - self._count)
+        # An estimate may well be a little short.
+        self._reserve(min(rows + rows // 16, _EXPECTED) - self._count)
 
     def remove(self, hashes: Hashes) -> None:
         """These keys are gone; those that were not there stay so."""
