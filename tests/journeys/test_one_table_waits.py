@@ -7,7 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from icelake.ingest.applier import Applier
+import icelake.ingest.applier as applier_module
+from icelake.ingest.applier import Applier, Progress
 from icelake.lakehouse import Lakehouse
 from icelake.project import SourceSettings
 from icelake.sources.postgres.server import PostgresSource
@@ -93,6 +94,22 @@ def test_a_reload_waits_for_nobody(quick: Quick) -> None:
             answer = desk.resume_answer(wish)
         assert answer is not None
         assert [(one["table"], one["code"]) for one in answer] == [("public.b", "LOCKED")]
+
+
+def test_a_range_is_as_large_as_two_files_of_its_rows(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows how wide rows are before some were read; then no range of wide ones keeps the others waiting for long."""
+    monkeypatch.setattr(applier_module, "_FIRST_ROWS", 100)
+    monkeypatch.setattr(applier_module, "_RANGE_BYTES", 100_000)
+    quick.sql("create table b (id int primary key, v text)", "insert into b select n, repeat('x', 988) from generate_series(1, 420) n")
+    ranges: list[int] = []
+
+    def report(progress: Progress, _status: object) -> None:
+        ranges.extend([progress.rows] if progress.kind == "load" else [])
+
+    with quick.open() as lakehouse:
+        lakehouse.sync(report=report)
+    assert [rows for rows in ranges if rows != 1] == [100, 100, 100, 100, 20]
+    quick.whole()
 
 
 def test_a_change_before_which_others_are_missing(quick: Quick) -> None:

@@ -63,7 +63,7 @@ class Doom:
 class Knobs:
     """Sizes that decide how work is cut into steps and files."""
 
-    range_rows: int = 500_000
+    range_rows: int = 1_000_000
     chunk_bytes: int = 1 << 25
     upkeep_commits: int = 32
     thin: bool = False

@@ -38,7 +38,7 @@ from icelake.ingest.upkeep import plan_expiry
 from icelake.model.history import history_of, mirror_of
 from icelake.model.ident import publication_name, slot_name
 from icelake.model.layout import Layout
-from icelake.model.load import LoadState, leaf_bounds
+from icelake.model.load import Interval, LoadState, leaf_bounds
 from icelake.model.lsn import format_lsn
 from icelake.model.marker import LOAD, MEMBERSHIP, SOURCE, Marker
 from icelake.model.membership import Membership
@@ -67,12 +67,16 @@ from icelake.tables.key_index import IndexFiles
 from icelake.tables.layout import layout_properties, partition_spec, sort_order
 from icelake.tables.rewrite import FANOUT
 from icelake.tables.schema import evolve, iceberg_schema, relation_of, table_properties
-from icelake.tables.table import Table
+from icelake.tables.table import OPEN_BYTES, Table
 
 LEFT_OUT = "LEFT_OUT"
 """Code of a mirror that the project's ``exclude`` names."""
 TRY_AGAIN = 60.0
 """Seconds after which it is tried again to take a table out of the publication."""
+_RANGE_BYTES = 2 * OPEN_BYTES
+"""Arrow bytes read under one exported snapshot, about: whole data files, which nobody has to merge."""
+_FIRST_ROWS = 100_000
+"""Rows of a table's first range: nobody knows yet how large they are."""
 CONFLICTS = 4
 """How often in a row a batch is begun again because someone else changed a mirror."""
 
@@ -89,8 +93,8 @@ class Settings:
     """At most so much is decoded and applied at once; twice that is held in memory as rows before it is written."""
     batch_bytes: int = 1 << 28
     """A batch is committed at the next boundary once it holds this much."""
-    range_rows: int = 500_000
-    """Rows read under one exported snapshot."""
+    range_rows: int = 1_000_000
+    """Rows read under one exported snapshot, at most."""
     idle_interval: float = 10.0
     """An idle source's position is recorded and confirmed this often."""
     upkeep_commits: int = 32
@@ -1228,7 +1232,7 @@ class Applier:
         for location in unused:
             self._storage.delete(location)
         # What waits comes first; and it changes the rows of the files that would be made now.
-        waits = self._stream is not None and self._stream.buffered >= self.settings.take_bytes
+        waits = self._to_load() is not None or (self._stream is not None and self._stream.buffered >= self.settings.take_bytes)
         if not waits or self._commits % FANOUT == 0:
             for table in self._to_compact([followed for followed, _ in touched], [parked for parked, changes in spools if changes]):
                 self._compact(table)
@@ -1333,7 +1337,7 @@ class Applier:
         assert missing is not None
         lower, interval = missing
         try:
-            with self._source.read_range(followed.relation, lower, interval.upper, self.settings.range_rows) as read:
+            with self._source.read_range(followed.relation, lower, interval.upper, self._range_rows(followed, interval)) as read:
                 self._must_be_on(read.timeline)
                 if interval.held:
                     assert isinstance(followed, Keyed)
@@ -1364,6 +1368,13 @@ class Applier:
         followed.done(after[1:])
         self._commits += 1
         return Progress("load", rows=rows, position=self.position)
+
+    def _range_rows(self, followed: Followed, interval: Interval) -> int:
+        """How many rows to read at once."""
+        if interval.held:
+            return self.settings.range_rows
+        known = _RANGE_BYTES // followed.row_bytes if followed.row_bytes else _FIRST_ROWS
+        return max(1, min(self.settings.range_rows, known))
 
     # ------------------------------------------------------------------------------------------------ upkeep
 

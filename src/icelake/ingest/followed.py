@@ -66,6 +66,8 @@ class Followed(ABC):
         self._next_load = self.load
         self.delta: Delta | None = None
         self.changes = 0
+        self.row_bytes = 0
+        """Arrow bytes of a row, as the last range had them; 0: none was read yet."""
         self.membership = Membership.parse(table.metadata["properties"][MEMBERSHIP])
         self._next_membership = self.membership
         self._emptied: set[tuple[int, int]] = set()
@@ -140,7 +142,7 @@ class Followed(ABC):
 
     def load_rows(self, batches: Iterable[pa.RecordBatch], lsn: int, table_rows: int = 0) -> int:
         """Add rows read from the source as of ``lsn`` to the running batch; how many. ``table_rows``: how many there will be, about."""
-        count = 0
+        count = size = 0
         # Rows that have an order are ordered file by file.
         for batch in _gathered(batches, LOAD_BYTES if self.table.layout.sort else 0):
             self._begin()
@@ -148,6 +150,8 @@ class Followed(ABC):
             if self.history is not None:
                 self.history.loaded(batch, lsn)
             count += batch.num_rows
+            size += batch.nbytes
+        self.row_bytes = -(-size // max(1, count))
         return count
 
     @abstractmethod

@@ -61,8 +61,8 @@ _COPIED_ROWS = 1 << 20
 """Rows that a growing table copies before it lets go of them where they were: 32 MiB."""
 _LOG_BYTES = 1 << 20
 """A log may always grow to this, and beyond it as big as the base."""
-_PART_ROWS = 1 << 20
-"""Rows in a part of the base: 32 MiB."""
+_PART_ROWS = 1 << 18
+"""Rows in a part of the base: 8 MiB."""
 _MAX_POSITION = 0xFFFF_FFFE
 
 _BASE = "base"
@@ -237,11 +237,13 @@ class KeyIndex:
             raise Refused("FILE_TOO_LONG", f"a data file with a row at position {int(where.max())}", "the key index counts to 2^32")
         rows[:, 2] = (np.asarray(file_no, np.int64) << 32) | where
         rows[:, 3] = np.asarray(row_id, np.int64)
-        self._reserve(n)
+        if self._full(n):
+            # Rows that only moved need no room.
+            self._reserve(int(np.count_nonzero(self.lookup(hashes)[0] < 0)))
         before = np.empty((n, 2), np.uint64)
         added = int(_put(self._rows, self._k0, self._k1, rows, before))
         self._count += added
-        self._note(_PUT, rows, before)
+        self._note(_PUT, rows, None if added == n else before)
         return added
 
     def expect(self, rows: int) -> None:
@@ -390,9 +392,9 @@ class KeyIndex:
     def _end(self) -> None:
         self._undo, self._redo, self._pending, self._aside = [], [], 0, None
 
-    def _note(self, kind: int, rows: _Words, before: _Words) -> None:
-        """Remember how to undo and how to redo what was just done."""
-        self._pending += rows.nbytes + before.nbytes
+    def _note(self, kind: int, rows: _Words, before: _Words | None) -> None:
+        """Remember how to undo and how to redo what was just done. ``before`` None: none of the keys was there."""
+        self._pending += rows.nbytes + (0 if before is None else before.nbytes)
         if self._redo is not None:
             self._redo.append((kind, rows))
             if self._pending > _REDO_BYTES:
@@ -402,9 +404,13 @@ class KeyIndex:
         if self._pending > _UNDO_BYTES:
             self._undo = self._aside = None
             return
-        found = np.concatenate([rows[:, :2], before], axis=1)
+        aside = self._pending > _ASIDE_BYTES
+        if before is not None:
+            found = np.concatenate([rows[:, :2], before], axis=1)
+        else:
+            found = rows[:, :2].copy() if aside else rows
         get: Callable[[], _Words] = partial(np.asarray, found)
-        if self._pending > _ASIDE_BYTES:
+        if aside:
             # Where there is no room for it, memory does as well, as long as there is any.
             with suppress(OSError):
                 self._aside = self._aside or _Aside(self._scratch)
@@ -412,15 +418,20 @@ class KeyIndex:
 
         def undo() -> None:
             back = get()
+            if before is None:
+                self._count -= int(_remove(self._rows, self._k0, self._k1, back, np.empty((len(back), 2), np.uint64)))
+                return
             self._reserve(len(back))
             self._count += int(_undo(self._rows, self._k0, self._k1, back))
 
         self._undo.append(undo)
 
+    def _full(self, more: int) -> bool:
+        return self._count + more > _FULL * len(self._rows)
+
     def _reserve(self, more: int) -> None:
-        need = self._count + more
-        if need > _FULL * len(self._rows):
-            rows = self._rows
+        if self._full(more):
+            rows, need = self._rows, self._count + more
             self._rows = self._new(max(int(need / _FULL) + 1, len(rows) + (len(rows) >> 2)))
             # In both tables rows are about in the order of their hashes, so the new one fills from its beginning while the old one
             # goes: never are both of them in memory.

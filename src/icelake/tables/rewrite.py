@@ -15,7 +15,7 @@ import pyarrow as pa
 from icelake.tables.data_files import TARGET_BYTES
 from icelake.tables.layout import Partition
 from icelake.tables.schema import LAST_UPDATED, ROW_ID
-from icelake.tables.table import Delta, LiveFile, Table, one_batch
+from icelake.tables.table import OPEN_BYTES, Delta, LiveFile, Table, one_batch
 
 MAX_BYTES = 32 << 20
 """Bytes of data files one call reads, about; a single larger file is still taken."""
@@ -25,6 +25,8 @@ FANOUT = 8
 _SMALLEST = 64 << 10
 _WHOLE = 32 << 20
 """Files from this size on are not merged any more."""
+_FULL = OPEN_BYTES // 2
+"""Nor files of so many Arrow bytes, which a file that is written is full with, or half full where the rows ended."""
 _NEIGHBOURS_WHOLE = 4 << 20
 """The same in a table whose files have an order: there is more of them then, and each is cheap to read."""
 _HOLLOW = 0.3
@@ -53,7 +55,7 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -
     for file in table.files.values():
         if file.live_count < file.record_count * (1 - _HOLLOW) and file.size >= _SMALLEST:
             return [file.no]
-        if file.size < _WHOLE:
+        if file.size < _WHOLE and file.arrow_bytes < _FULL:
             tiers.setdefault((_tier(file.size), file.partition), []).append(file)
     full = [place for place, files in tiers.items() if len(files) >= FANOUT]
     smallest = min((tier for tier, _ in full), default=0)

@@ -86,6 +86,8 @@ class LiveFile:
     """Positions that are no rows any more; never change it."""
     dv_path: str | None = None
     """The file that ``deletes`` is in: a Puffin file with a deletion vector, in version 2 a Parquet file of position deletes."""
+    arrow_bytes: int = 0
+    """Of its rows, when they were written; 0: that was another process."""
     leaves: tuple[int, int] | None = None
     """The smallest and the largest ``tableoid`` in the file, as its statistics say; None: they do not, or there is no such column."""
 
@@ -435,6 +437,8 @@ class _Pending:
     held: list[pa.Table] = field(default_factory=list)
     """In the schema of a data file, with the columns of lineage or without them."""
     path: str = ""
+    arrow_bytes: int = 0
+    """Of the rows that were written."""
     record: Record = field(default_factory=dict)
     footer: pq.FileMetaData | None = None
 
@@ -600,6 +604,7 @@ class Delta:
             lineage = table.fields.lineage
             held = [part if len(part.columns) == len(lineage) else data_files.in_file(part, lineage, _no_past(part)) for part in held]
         encoded = data_files.encode(pa.concat_tables(held), [column.iceberg for column in table.fields.relation.columns])
+        pending.arrow_bytes = sum(part.nbytes for part in held)
         pending.held.clear()
         pending.path = f"{table.location}/data/{table.chance.uuid()}.parquet"
         self.written.append(pending.path)
@@ -733,6 +738,7 @@ class Delta:
                     first_row_id=row_ids[file.no],
                     sequence_number=sequence,
                     partition=file.partition,
+                    arrow_bytes=file.arrow_bytes,
                     leaves=table.leaves_of(file.record),
                 )
             )

@@ -508,6 +508,24 @@ def test_many_integer_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (index.lookup(hashed)[0] == -1).all()
 
 
+def test_room_for_what_is_expected_and_none_for_what_only_moves() -> None:
+    index = KeyIndex.load(None, "uuid")
+    index.reconcile(FakeTable())
+    index.expect(10_000)
+    size = len(index._rows)
+    assert size > 10_000
+    hashed = hashes(list(range(10_000)), index.seed)
+    assert index.put(hashed, 1, np.arange(10_000), -1) == 10_000
+    # The room left is too small for as many again.
+    assert index.put(hashed, 2, np.arange(10_000), -1) == 0
+    assert len(index._rows) == size
+    index.expect(0)
+    index.rollback()
+    assert len(index) == 0
+    assert (index.lookup(hashed)[0] == -1).all()
+    assert index.put(hashed[:7], 1, np.arange(7), -1) == 7
+
+
 def test_what_a_growing_table_left_takes_no_memory() -> None:
     rows = key_index._new_table(1 << 20, None)
     rows[:] = 7
