@@ -73,7 +73,7 @@ LEFT_OUT = "LEFT_OUT"
 """Code of a mirror that the project's ``exclude`` names."""
 TRY_AGAIN = 60.0
 """Seconds after which it is tried again to take a table out of the publication."""
-_RANGE_BYTES = 2 * OPEN_BYTES
+_RANGE_BYTES = 4 * OPEN_BYTES
 """Arrow bytes read under one exported snapshot, about: whole data files, which nobody has to merge."""
 _FIRST_ROWS = 100_000
 """Rows of a table's first range: nobody knows yet how large they are."""
@@ -93,7 +93,7 @@ class Settings:
     """At most so much is decoded and applied at once; twice that is held in memory as rows before it is written."""
     batch_bytes: int = 1 << 28
     """A batch is committed at the next boundary once it holds this much."""
-    range_rows: int = 1_000_000
+    range_rows: int = 2_000_000
     """Rows read under one exported snapshot, at most."""
     idle_interval: float = 10.0
     """An idle source's position is recorded and confirmed this often."""

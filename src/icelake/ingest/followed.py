@@ -693,7 +693,7 @@ def _parts(
         total += held[-1].nbytes
         step = max(1, min(8 * step, step * _FILLED_BYTES // max(1, held[-1].nbytes)))
         if total >= LOAD_BYTES or at == len(order):
-            yield order[first:at], pa.concat_batches(held)  # type: ignore[attr-defined]
+            yield order[first:at], _one(held)
             held, first, total = [], at, 0
 
 
@@ -707,7 +707,12 @@ def _gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Recor
         held.append(batch)
         total += batch.nbytes
         if total >= size:
-            yield pa.concat_batches(held)  # type: ignore[attr-defined]
+            yield _one(held)
             held, total = [], 0
     if held:
-        yield pa.concat_batches(held)  # type: ignore[attr-defined]
+        yield _one(held)
+
+
+def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    # Arrow would copy a single one too.
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)  # type: ignore[attr-defined]

@@ -438,7 +438,7 @@ class _Pending:
     """In the schema of a data file, with the columns of lineage or without them."""
     path: str = ""
     arrow_bytes: int = 0
-    """Of the rows that were written."""
+    """Of its rows."""
     record: Record = field(default_factory=dict)
     footer: pq.FileMetaData | None = None
 
@@ -554,7 +554,8 @@ class Delta:
                 positions[start:end] = np.arange(pending.rows, pending.rows + end - start)
                 pending.held.append(self._in_file(rows.slice(start, end - start), ids, updated))
                 pending.rows += end - start
-                if grows and sum(held.nbytes for held in pending.held) < OPEN_BYTES:
+                pending.arrow_bytes += pending.held[-1].nbytes
+                if grows and pending.arrow_bytes < OPEN_BYTES:
                     self._open[group.partition] = pending
                 else:
                     self._write(pending)
@@ -604,7 +605,6 @@ class Delta:
             lineage = table.fields.lineage
             held = [part if len(part.columns) == len(lineage) else data_files.in_file(part, lineage, _no_past(part)) for part in held]
         encoded = data_files.encode(pa.concat_tables(held), [column.iceberg for column in table.fields.relation.columns])
-        pending.arrow_bytes = sum(part.nbytes for part in held)
         pending.held.clear()
         pending.path = f"{table.location}/data/{table.chance.uuid()}.parquet"
         self.written.append(pending.path)
