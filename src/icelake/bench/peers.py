@@ -1,7 +1,7 @@
 """``icelake bench peers``: the same changes of the same PostgreSQL, by turns applied by IceLake and by peers that install from PyPI.
 
-Each side has a turn in each round, on a table of ``size`` rows that was loaded anew just before (ours is the same lake all the time). A
-turn has two parts, and in both a piece of changes is made, applied, and only then the next one made:
+Each side has a turn in each round, on a table of ``size`` rows that was loaded anew just before. A turn has two parts, and in both a piece
+of changes is made, applied, and only then the next one made:
 
 - **steady**: pieces of a hundredth of the table (10,000 changes), a commit each, as a mirror takes them that is a second behind;
 - **backlog**: many pieces at once, in one commit if the side can.
@@ -93,7 +93,7 @@ class _Turn:
     parts: dict[str, _Part]
     """``steady`` and ``backlog``."""
     left: dict[str, int] | None
-    """Files, bytes, and of a peer the rows that differ from the source's."""
+    """Files, bytes, and of a peer the rows that differ from the source's, of ours whether ``verify`` was equal."""
 
 
 @dataclass(slots=True)
@@ -160,7 +160,6 @@ def _run(bench: Rig, rows: int, pairs: int, pythons: Mapping[Side, str], note: C
         note(f"making a table of {rows:,} rows")
         connection.execute(STAMPED.tables.format(rows=rows))
         connection.execute("create publication peers for table item")
-        bench.lakehouse.sync()
         stream = _Stream(connection, rows, max(100, rows // PIECES))
         for n in range(pairs):
             order = [*pythons][n % len(pythons) :] + [*pythons][: n % len(pythons)]
@@ -169,12 +168,9 @@ def _run(bench: Rig, rows: int, pairs: int, pythons: Mapping[Side, str], note: C
                 turns[side].append(turn)
                 parts = ", ".join(f"{what} {part.changes / part.cpu:,.0f} changes a CPU second" for what, part in turn.parts.items())
                 note(f"{n + 1} of {pairs}, {side.what}: {parts}{f'; {turn.left}' if turn.left else ''}")
-        bench.lakehouse.sync()
-        note("comparing the lake with the source")
-        equal = bench.lakehouse.verify()["equal"]
     left = {side.what: found[-1].left for side, found in turns.items() if found[-1].left}
     return {
-        "verified": equal,
+        "verified": all(turn.left and turn.left["equal"] for turn in turns[OURS]),
         "workload": STAMPED.what,
         "rows": rows,
         "changes": sum(part.changes for side in turns.values() for turn in side for part in turn.parts.values()),
@@ -224,8 +220,9 @@ def _turn(bench: Rig, stream: _Stream, side: Side, python: str) -> _Turn:
     stream.connection.execute("vacuum item")
     with ExitStack() as servers:
         if side == OURS:
-            bench.lakehouse.sync()
-            command, folder, environment = [python, str(SCRIPTS / "with_icelake.py")], bench.folder, dict(os.environ)
+            lake = servers.enter_context(bench.another_lake())
+            lake.sync()
+            command, folder, environment = [python, str(SCRIPTS / "with_icelake.py")], lake.project.file.parent, dict(os.environ)
         else:
             folder = Path(servers.enter_context(tempfile.TemporaryDirectory(prefix="icelake-peer-")))
             command, environment = [python, str(SCRIPTS / f"with_{side.script}.py")], _told(bench)
@@ -245,7 +242,7 @@ def _turn(bench: Rig, stream: _Stream, side: Side, python: str) -> _Turn:
             left |= _differences(stream.snapshot(), pq.read_table(folder / MADE))
         elif side == OURS:
             sizes = [file.stat().st_size for file in (folder / "lake" / "warehouse").rglob("*") if file.is_file()]
-            left = {"files": len(sizes), "bytes": sum(sizes)}
+            left = {"files": len(sizes), "bytes": sum(sizes), "equal": int(lake.verify()["equal"])}
         return _Turn(parts, left)
 
 
