@@ -9,7 +9,7 @@ threaded, so a simulator can play every schedule. The rules are docs/protocol.md
 batch, and the next step starts again from the control table with a new epoch; anything else that is raised is final.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -77,6 +77,8 @@ _RANGE_BYTES = 4 * OPEN_BYTES
 """Arrow bytes read under one exported snapshot, about: whole data files, which nobody has to merge."""
 _FIRST_ROWS = 100_000
 """Rows of a table's first range: nobody knows yet how large they are."""
+_COMPARED_ROWS = 500_000
+"""Rows of a range that is compared."""
 CONFLICTS = 4
 """How often in a row a batch is begun again because someone else changed a mirror."""
 
@@ -207,6 +209,10 @@ class Applier:
         self._batch = _Batch()
         self._last_commit = 0.0
         self._commits = 0
+        self._untidy: dict[TableId, None] = {}
+        """Tables that may have files worth compacting, the longest waiting first."""
+        self._put_off = 0
+        """Commits since they had their turn."""
         self._turn_to_load = True
 
     # ------------------------------------------------------------------------------------------------- start
@@ -307,6 +313,7 @@ class Applier:
         self._begin_stream(publication)
         self._tried = self._clock.monotonic()
         self._last_commit = self._tried - self.settings.commit_interval
+        self._untidy = dict.fromkeys([*self.followed, *self.parked])
         # Lives that are all shorter than that would never thin anything.
         self._commits = max(self._commits, self._control.snapshots)
 
@@ -1233,20 +1240,33 @@ class Applier:
             self._storage.delete(location)
         # What waits comes first; and it changes the rows of the files that would be made now.
         waits = self._to_load() is not None or (self._stream is not None and self._stream.buffered >= self.settings.take_bytes)
-        if not waits or self._commits % FANOUT == 0:
-            for table in self._to_compact([followed for followed, _ in touched], [parked for parked, changes in spools if changes]):
-                self._compact(table)
+        self._untidy |= dict.fromkeys([*(followed.id for followed, _ in touched), *(parked.id for parked, changes in spools if changes)])
+        self._put_off += 1
+        if not waits or self._put_off >= FANOUT:
+            self._put_off = 0
+            self._tidy()
         return progress
 
-    def _to_compact(self, followed: Sequence[Followed], parked: Sequence[Parked]) -> Iterator[Followed | History | Parked]:
-        """These and their histories, one after the other, as long as they are the open ones: a conflict begins everything again."""
-        for table in followed:
-            for part in (table, table.history):
-                if part is not None and self.followed.get(table.id) is table:
-                    yield part
-        for spooled in parked:
-            if self.parked.get(spooled.id) is spooled:
-                yield spooled
+    def _tidy(self) -> None:
+        """A step of compaction for each table that may need it, as far as an interval goes; the others have their turn next time."""
+        until = self._clock.monotonic() + self.settings.commit_interval
+        for table in list(self._untidy):
+            del self._untidy[table]
+            followed = self.followed.get(table)
+            parts: list[Followed | History | Parked | None] = (
+                [followed, followed.history] if followed is not None else [self.parked.get(table)]
+            )
+            for part in parts:
+                change = part.compact(self._marker(self.position)) if part is not None else None
+                if part is None or change is None:
+                    continue
+                after = self._send([self._control.fence(), change])
+                if after is None:
+                    return  # everything was opened anew, and has its turn again
+                part.done(after[1:])
+                self._untidy[table] = None
+            if self._clock.monotonic() >= until:
+                return
 
     def _record(self, position: int, commit_time: int, tables: Mapping[str, int]) -> None:
         """A cut in which no table changes: the first position of a new source, or the timeline the source is on now."""
@@ -1372,19 +1392,11 @@ class Applier:
     def _range_rows(self, followed: Followed, interval: Interval) -> int:
         """How many rows to read at once."""
         if interval.held:
-            return self.settings.range_rows
+            return min(self.settings.range_rows, _COMPARED_ROWS)
         known = _RANGE_BYTES // followed.row_bytes if followed.row_bytes else _FIRST_ROWS
         return max(1, min(self.settings.range_rows, known))
 
     # ------------------------------------------------------------------------------------------------ upkeep
-
-    def _compact(self, table: Followed | History | Parked) -> None:
-        change = table.compact(self._marker(self.position))
-        if change is None:
-            return
-        after = self._send([self._control.fence(), change])
-        if after is not None:
-            table.done(after[1:])
 
     def _expire(self) -> Progress:
         # As the catalog has them now: a branch that someone made keeps files that main alone would not. The plan's requirements

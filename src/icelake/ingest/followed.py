@@ -34,6 +34,9 @@ from icelake.tables.table import Delta, Table, one_batch
 
 LOAD_BYTES = 64 << 20
 """Arrow bytes of rows that are put in order at once, or put together of what was sent and what the lake holds."""
+HELD_BYTES = 256 << 20
+"""Arrow bytes of rows from one range in files that are not full, after which they are written."""
+_TELLING_ROWS = 50
 _FILLED_BYTES = 16 << 20
 """Arrow bytes of rows, about, whose unchanged values are read from the lake at once."""
 
@@ -142,7 +145,7 @@ class Followed(ABC):
 
     def load_rows(self, batches: Iterable[pa.RecordBatch], lsn: int, table_rows: int = 0) -> int:
         """Add rows read from the source as of ``lsn`` to the running batch; how many. ``table_rows``: how many there will be, about."""
-        count = size = 0
+        count = size = held = 0
         # Rows that have an order are ordered file by file.
         for batch in _gathered(batches, LOAD_BYTES if self.table.layout.sort else 0):
             self._begin()
@@ -151,7 +154,14 @@ class Followed(ABC):
                 self.history.loaded(batch, lsn)
             count += batch.num_rows
             size += batch.nbytes
-        self.row_bytes = -(-size // max(1, count))
+            held += batch.nbytes
+            # Of a table with many partitions none of the files may be full.
+            if held >= HELD_BYTES:
+                self.write()
+                held = 0
+        # A few rows, whatever they are read for, say nothing of the others.
+        if count >= _TELLING_ROWS:
+            self.row_bytes = -(-size // count)
         return count
 
     @abstractmethod

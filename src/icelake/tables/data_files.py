@@ -11,6 +11,7 @@ describes; writing raises Corrupt on a null where the schema has none.
 import decimal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -40,6 +41,8 @@ _STATISTICS_LENGTH = 1 << 20
 """Bytes of a value from which on its column has no statistics in the footer: the writer keeps many copies of it for them, and then
 leaves them out anyway."""
 _FOOTERS = 256
+_ARROW_BYTES = "icelake.arrow-bytes"
+"""Key in the footer: how large the rows are in memory. A file is as full as that, however well it is compressed."""
 
 _I32, _I64, _F32, _F64 = Struct("<i"), Struct("<q"), Struct("<f"), Struct("<d")
 _EXACT = decimal.Context(prec=80)
@@ -80,10 +83,9 @@ def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
         for leaf in _leaves(field, field.name, kind, column if kind is not None else None)
     ]
     out = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         out,
-        row_group_size=_group_rows(table),
+        table.schema,
         compression="zstd",
         compression_level=1,
         use_dictionary=_repetitive(leaves, table.num_rows),
@@ -92,7 +94,9 @@ def encode(table: pa.Table, types: Sequence[str]) -> Encoded:
         ],
         store_decimal_as_integer=True,
         store_schema=False,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=_group_rows(table))
+        writer.add_key_value_metadata({_ARROW_BYTES: str(table.nbytes)})
     data = out.getvalue()
     footer = pq.ParquetFile(pa.BufferReader(data)).metadata
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
@@ -322,6 +326,7 @@ class DataFiles:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._arrow_bytes: dict[str, int] = {}
 
     def remember(self, path: str, footer: pq.FileMetaData) -> None:
         """The footer of a file that was just written."""
@@ -331,6 +336,28 @@ class DataFiles:
 
     def forget(self, path: str) -> None:
         self._footers.pop(path, None)
+        self._arrow_bytes.pop(path, None)
+
+    def arrow_bytes(self, path: str) -> int:
+        """Of the rows of a file, as its footer tells; 0 if it does not."""
+        if path not in self._arrow_bytes:
+            footer = self._footers.get(path)
+            if footer is None:
+                with self._opened(path) as source:
+                    footer = pq.ParquetFile(source).metadata
+            told = (footer.metadata or {}).get(_ARROW_BYTES.encode(), b"")
+            self._arrow_bytes[path] = int(told) if told.isdigit() else 0
+        return self._arrow_bytes[path]
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[pa.NativeFile]:
+        source = self._storage.open(path)
+        try:
+            yield source
+        except (pa.ArrowException, OSError) as error:
+            raise _corrupt(path, f"it cannot be read ({error})") from error
+        finally:
+            source.close()
 
     def read(self, path: str, rows: int, columns: Sequence[Wanted]) -> pa.Table:
         """All rows of a file of ``rows`` rows. A column the file has not is its default."""
@@ -361,8 +388,7 @@ class DataFiles:
 
     def _read(self, path: str, rows: int, columns: Sequence[Wanted], read: Callable[[pq.ParquetFile, list[str]], pa.Table]) -> pa.Table:
         known = self._footers.get(path)
-        source = self._storage.open(path)
-        try:
+        with self._opened(path) as source:
             file = pq.ParquetFile(source, metadata=known)
             if known is None:
                 self.remember(path, file.metadata)
@@ -375,10 +401,6 @@ class DataFiles:
             there = [names[column.field_id] for column in columns if column.field_id in names]
             # Without a column Parquet would tell no row count: ask for any.
             found = read(file, there or [next(iter(names.values()))])
-        except (pa.ArrowException, OSError) as error:
-            raise _corrupt(path, f"it cannot be read ({error})") from error
-        finally:
-            source.close()
         arrays: list[Any] = []
         for column in columns:
             if column.field_id not in names:

@@ -27,6 +27,8 @@ _WHOLE = 32 << 20
 """Files from this size on are not merged any more."""
 _FULL = OPEN_BYTES // 2
 """Nor files of so many Arrow bytes, which a file that is written is full with, or half full where the rows ended."""
+_YOUNG = 64
+"""Of so many files of a size it is looked whether they are full; those before them are, or were merged when they were young."""
 _NEIGHBOURS_WHOLE = 4 << 20
 """The same in a table whose files have an order: there is more of them then, and each is cheap to read."""
 _HOLLOW = 0.3
@@ -53,10 +55,15 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -
     """Numbers of the files most worth rewriting now, in the order of their row ids; empty if none is."""
     tiers: dict[tuple[int, Partition], list[LiveFile]] = {}
     for file in table.files.values():
-        if file.live_count < file.record_count * (1 - _HOLLOW) and file.size >= _SMALLEST:
+        hollow = file.live_count < file.record_count * (1 - _HOLLOW)
+        if hollow and (file.size >= _SMALLEST or table.arrow_bytes(file.no) >= _FULL):
             return [file.no]
-        if file.size < _WHOLE and file.arrow_bytes < _FULL:
+        if file.size < _WHOLE:
             tiers.setdefault((_tier(file.size), file.partition), []).append(file)
+    for place, files in tiers.items():
+        if len(files) >= FANOUT:
+            files.sort(key=lambda file: (file.first_row_id, file.sequence_number))
+            tiers[place] = [file for file in files[-_YOUNG:] if table.arrow_bytes(file.no) < _FULL]
     full = [place for place, files in tiers.items() if len(files) >= FANOUT]
     smallest = min((tier for tier, _ in full), default=0)
     # As many partitions as the budget allows, or a table of many would fall behind; files of two are never merged.
@@ -67,7 +74,7 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -
             continue
         group: list[int] = []
         # Oldest first: rows that came together stay together.
-        for file in sorted(tiers[place], key=lambda file: (file.first_row_id, file.sequence_number)):
+        for file in tiers[place]:
             size += file.size
             rows += file.record_count
             if (chosen or len(group) > 1) and (size > max_bytes or rows > max_rows):

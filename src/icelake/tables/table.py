@@ -86,8 +86,6 @@ class LiveFile:
     """Positions that are no rows any more; never change it."""
     dv_path: str | None = None
     """The file that ``deletes`` is in: a Puffin file with a deletion vector, in version 2 a Parquet file of position deletes."""
-    arrow_bytes: int = 0
-    """Of its rows, when they were written; 0: that was another process."""
     leaves: tuple[int, int] | None = None
     """The smallest and the largest ``tableoid`` in the file, as its statistics say; None: they do not, or there is no such column."""
 
@@ -346,6 +344,10 @@ class Table:
     def remember(self, path: str, footer: pq.FileMetaData) -> None:
         self._data_files.remember(path, footer)
 
+    def arrow_bytes(self, no: int) -> int:
+        """Of a file's rows, when they were written; 0 if nobody knows: it is not ours, or as old as that. May read its footer."""
+        return self._data_files.arrow_bytes(self.files[no].path)
+
     def take(self, path: str, rows: int, wanted: Sequence[Wanted], positions: npt.NDArray[np.int64]) -> pa.Table:
         """The rows at these ascending positions of a data file of ``rows`` rows."""
         return self._data_files.take(path, rows, wanted, positions)
@@ -540,7 +542,9 @@ class Delta:
         file_no = np.empty(total, np.int32)
         positions = np.empty(total, np.int64)
         grows = self.table.layout.sort_order_id is None
-        step = min(data_files.TARGET_ROWS, max(1, int(total * data_files.TARGET_BYTES // max(rows.nbytes, 1))))
+        # A little more than a file should have is still one file.
+        most = data_files.TARGET_BYTES + data_files.TARGET_BYTES // 8
+        step = min(data_files.TARGET_ROWS, max(1, int(total * most // max(rows.nbytes, 1))))
         for group in groups:
             # Even parts: no small file at the end.
             count = group.end - group.start
@@ -738,7 +742,6 @@ class Delta:
                     first_row_id=row_ids[file.no],
                     sequence_number=sequence,
                     partition=file.partition,
-                    arrow_bytes=file.arrow_bytes,
                     leaves=table.leaves_of(file.record),
                 )
             )

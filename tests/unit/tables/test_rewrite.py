@@ -68,6 +68,30 @@ def test_a_hollow_file_is_rewritten_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert choose(mirror.table) == []
 
 
+def test_files_that_are_full_are_left_alone_whoever_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However well their rows are compressed: merged, they would be as many as before."""
+    mirror = Mirror(SMALL)
+    for number in range(9):
+        mirror.commit([(100 * number + key, "x" * 100) for key in range(50)])
+    assert len(choose(mirror.table)) == 9
+    monkeypatch.setattr(rewriting, "_FULL", 5_000)
+    assert choose(mirror.table) == []
+    assert choose(mirror.reopen()) == []
+    # Eight that are not full lie between those that are.
+    for number in range(8):
+        mirror.commit([(10_000 + number, "y")])
+    assert [mirror.table.files[no].record_count for no in choose(mirror.table)] == [1] * 8
+
+
+def test_a_hollow_file_of_which_little_is_left_on_disk_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = Mirror(SMALL)
+    mirror.commit([(key, "x" * 100) for key in range(100)])
+    mirror.commit([(200, "y")], delete=list(range(31)))
+    assert choose(mirror.table) == []
+    monkeypatch.setattr(rewriting, "_FULL", 5_000)
+    assert len(choose(mirror.table)) == 1
+
+
 def test_one_call_reads_a_bounded_amount() -> None:
     mirror = Mirror(SMALL)
     for key in range(10):
