@@ -268,7 +268,7 @@ class Checks:
         for name, snapshot_id in self.mirrors(tables).items():
             self.compare(name, snapshot_id, truth[name], f"the cut for verify at {hold.lsn:X}", hold.lsn)
         lease = next((lease for lease in self.world.server.leases() if lease.id == lease_id), None)
-        if lease is None or {str(table): at for table, at in lease.snapshots.items()} != tables:
+        if lease is None or {str(table): at for table, at in lease.snapshots.items()} != {**tables, str(self.control): cut_id}:
             raise Broken("the cut for verify is not leased")
         self.leased.append((lease_id, tables, truth, hold.lsn))
 

@@ -1469,7 +1469,12 @@ class Applier:
         cut = self._control.cut
         named = [*self.followed, *(f.history.id for f in self.followed.values() if f.history is not None)]
         tables = {table: cut.tables[str(table)] for table in named if str(table) in cut.tables}
-        lease = self._catalog.lease(f"verify {hold.id}", tables, self.settings.hold_lease)
+        try:
+            # The cut itself too: who took over meanwhile may have dropped it, and not yet its tables' snapshots.
+            lease = self._catalog.lease(f"verify {hold.id}", {**tables, self._control.id: cut.id}, self.settings.hold_lease)
+        except CommitConflict:
+            self._control.check()
+            raise
         self._desk.hold_answered(hold.id, cut.id, lease.id)
         self._hold = None
 
