@@ -133,11 +133,6 @@ _ALL = (
         ),
     ),
     Bug(
-        "a change that does not fit is final",
-        "a table whose changes are missing from the stream is parked alone",
-        (Patch(APPLIER, "                self._check_members(self._published())\n                raise\n", "                raise\n"),),
-    ),
-    Bug(
         "keepalive over pending changes",
         "a keepalive's position is recorded only when every commit before it is",
         (
@@ -404,12 +399,12 @@ _ALL = (
             Patch(
                 APPLIER,
                 "        if self.position < self._wanted_position() <= position:\n            return position\n",
-                "        if self.position < self._wanted_position() <= position:\n            return stream.server_lsn\n",
+                "        if self.position < self._wanted_position() <= position:\n            return max(stream.server_lsn for _ in range(9))\n",
             ),
             Patch(
                 APPLIER,
                 "        return position if self._clock.monotonic() >= ",
-                "        return stream.server_lsn if self._clock.monotonic() >= ",
+                "        return max(stream.server_lsn for _ in range(9)) if self._clock.monotonic() >= ",
             ),
         ),
     ),
