@@ -399,7 +399,8 @@ _ALL = (
             Patch(
                 APPLIER,
                 "        if self.position < self._wanted_position() <= position:\n            return position\n",
-                "        if self.position < self._wanted_position() <= position:\n            return max(stream.server_lsn for _ in range(9))\n",
+                "        if self.position < self._wanted_position() <= position:\n"
+                "            return max(stream.server_lsn for _ in range(9))\n",
             ),
             Patch(
                 APPLIER,
