@@ -112,6 +112,26 @@ def test_a_range_is_as_large_as_two_files_of_its_rows(quick: Quick, monkeypatch:
     quick.whole()
 
 
+def test_a_table_at_rest_is_compacted_too(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was put off while others were waited for has its turn, although the table does not change any more."""
+
+    def files() -> int:
+        with quick.open() as lakehouse:
+            return next(int(table["files"]) for table in lakehouse.tables() if table["name"] == "public.b")
+
+    quick.sql("create table b (id int primary key)")
+    with monkeypatch.context() as patch:
+        patch.setattr(Applier, "_tidy", lambda _: None)
+        for number in range(9):
+            quick.sql(f"insert into b values ({number})")
+            quick.sync()
+    assert files() == 9
+    quick.sql("insert into a values (7)")
+    quick.sync()
+    assert files() == 1
+    quick.whole()
+
+
 def test_a_change_before_which_others_are_missing(quick: Quick) -> None:
     """What it contradicts is found before the commit at which marks are looked at; the process goes on with the others all the same."""
     quick.sql("create table b (id int primary key, v int)", "create table bag (v int)", "alter table bag replica identity full")

@@ -34,7 +34,7 @@ from icelake.tables.table import Delta, Table, one_batch
 
 LOAD_BYTES = 64 << 20
 """Arrow bytes of rows that are put in order at once, or put together of what was sent and what the lake holds."""
-HELD_BYTES = 256 << 20
+_HELD_BYTES = 256 << 20
 """Arrow bytes of rows from one range in files that are not full, after which they are written."""
 _TELLING_ROWS = 50
 _FILLED_BYTES = 16 << 20
@@ -145,24 +145,29 @@ class Followed(ABC):
 
     def load_rows(self, batches: Iterable[pa.RecordBatch], lsn: int, table_rows: int = 0) -> int:
         """Add rows read from the source as of ``lsn`` to the running batch; how many. ``table_rows``: how many there will be, about."""
-        count = size = held = 0
+        count = size = 0
         # Rows that have an order are ordered file by file.
-        for batch in _gathered(batches, LOAD_BYTES if self.table.layout.sort else 0):
+        for batch in self.written_now_and_then(_gathered(batches, LOAD_BYTES if self.table.layout.sort else 0)):
             self._begin()
             self._load(batch)
             if self.history is not None:
                 self.history.loaded(batch, lsn)
             count += batch.num_rows
             size += batch.nbytes
-            held += batch.nbytes
-            # Of a table with many partitions none of the files may be full.
-            if held >= HELD_BYTES:
-                self.write()
-                held = 0
         # A few rows, whatever they are read for, say nothing of the others.
         if count >= _TELLING_ROWS:
             self.row_bytes = -(-size // count)
         return count
+
+    def written_now_and_then(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The same batches of a range; between them files are written that are not full: with many partitions none of them may be."""
+        held = 0
+        for batch in batches:
+            yield batch
+            held += batch.nbytes
+            if held >= _HELD_BYTES:
+                self.write()
+                held = 0
 
     @abstractmethod
     def _load(self, rows: pa.RecordBatch) -> None: ...

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from icelake.ingest.followed import HELD_BYTES, Keyed
+from icelake.ingest.followed import Keyed
 from icelake.ingest.keyorder import sortable
 from icelake.model.load import Bound
 from icelake.tables.keys import hash_rows
@@ -30,14 +30,7 @@ class Mending:
 
     def rows(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Compare and mend; how many rows the source has."""
-        count = held = 0
-        for batch in batches:
-            count += self._batch(batch)
-            held += batch.nbytes
-            if held >= HELD_BYTES:
-                self._followed.write()
-                held = 0
-        return count
+        return sum(self._batch(batch) for batch in self._followed.written_now_and_then(batches))
 
     def _batch(self, batch: pa.RecordBatch) -> int:
         followed, n = self._followed, batch.num_rows

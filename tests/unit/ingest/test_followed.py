@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icelake.errors import Corrupt, Refused, UnsupportedTable
+from icelake.ingest import followed as following
 from icelake.ingest.followed import Followed, follow
 from icelake.model.layout import Layout
 from icelake.model.load import LoadState
@@ -225,6 +226,17 @@ def test_a_key_that_a_range_brings_again_is_not_loaded(again: list[Row]) -> None
     rig.followed.load_rows([batch(rig.shape, [(3, 3.0), (4, 4.0)])], L)
     rig.commit()
     assert rig.rows() == counted([(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)])
+
+
+def test_rows_of_a_range_leave_the_memory_before_their_files_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(LOG)
+    monkeypatch.setattr(following, "_HELD_BYTES", 40)
+    # 12 bytes a row, and a few for what is null.
+    rig.followed.load_rows([batch(LOG, [(n, float(n))]) for n in range(9)], L)
+    assert rig.followed.delta is not None
+    assert len(rig.followed.delta.written) >= 2
+    rig.commit()
+    assert rig.rows() == counted([(n, float(n)) for n in range(9)])
 
 
 def test_an_append_only_table_holds_what_was_inserted() -> None:
