@@ -399,13 +399,12 @@ _ALL = (
             Patch(
                 APPLIER,
                 "        if self.position < self._wanted_position() <= position:\n            return position\n",
-                "        if self.position < self._wanted_position() <= position:\n"
-                "            return max(stream.server_lsn for _ in range(9))\n",
+                "        if self.position < self._wanted_position() <= position:\n            return stream.server_lsn\n",
             ),
             Patch(
                 APPLIER,
                 "        return position if self._clock.monotonic() >= ",
-                "        return max(stream.server_lsn for _ in range(9)) if self._clock.monotonic() >= ",
+                "        return stream.server_lsn if self._clock.monotonic() >= ",
             ),
         ),
     ),
