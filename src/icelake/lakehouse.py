@@ -33,7 +33,7 @@ from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
 from icelake.observe.faults import FaultPoint, fault_point, plant
 from icelake.ports import Json, LoadedTable, Storage
-from icelake.project import Project, SourceSettings, TableSettings, load_project
+from icelake.project import Project, S3Keys, SourceSettings, TableSettings, load_project
 from icelake.sources.postgres.choices import choose
 from icelake.sources.postgres.doctor import Question, check
 from icelake.sources.postgres.server import PostgresSource
@@ -46,7 +46,7 @@ from icelake.tables.schema import check_names, relation_of
 
 if TYPE_CHECKING:
     # Loaded where it is used: 30 MiB that a process which only follows does without.
-    from icelake.engines.duckdb import TableAt
+    from icelake.engines.duckdb import DuckDBEngine, TableAt
     from icelake.verify.run import AtDesk, InProcess
 
 BUSY = 20.0
@@ -93,6 +93,8 @@ class Lakehouse:
         self._storage: Storage = plant("storage", self._files, self._point)
         catalog = SqliteCatalog(str(lake / "catalog.db"), project.warehouse, self._storage, self._clock, self._chance)
         self._catalog = plant("catalog", catalog, self._point)
+        self._asked: tuple[S3Keys | None, DuckDBEngine] | None = None
+        self._asking = threading.Lock()
 
     @staticmethod
     def open(path: Path | str = ".", profile: str | None = None) -> "Lakehouse":
@@ -102,6 +104,10 @@ class Lakehouse:
     def close(self) -> None:
         self._catalog.close()
         self._files.close()
+        with self._asking:
+            if self._asked is not None:
+                self._asked[1].close()
+            self._asked = None
 
     def __enter__(self) -> Self:
         return self
@@ -271,6 +277,7 @@ class Lakehouse:
                 commit_interval=commit.interval_ms / 1000,
                 batch_bytes=commit.batch_mb << 20,
                 retention=self._retention(),
+                grace=self.project.retention.grace,
             ),
             self._layout,
             self._history,
@@ -351,18 +358,12 @@ class Lakehouse:
 
     def query(self, sql: str, at: str | None = None) -> pa.Table:
         """Ask DuckDB at one point in time (``resolve`` says how it is named); the whole answer."""
-        from icelake.engines.duckdb import DuckDBEngine, named
+        from icelake.engines.duckdb import named
 
         where = self.resolve(at)
         lease = self._catalog.lease(f"query {os.getpid()}", where.snapshots, QUERY_LEASE) if where.snapshots else None
         try:
-            with DuckDBEngine(
-                [self.project.warehouse],
-                memory_limit=self.project.query.memory_limit,
-                scratch=self.project.lake / "scratch",
-                s3=self.project.s3,
-            ) as engine:
-                return engine.query(sql, where.tables, where.absent)
+            return self._engine().query(sql, where.tables, where.absent)
         except ProjectError as error:
             if error.code == "SQL_UNKNOWN_TABLE" and (meant := named(sql, where.absent)):
                 raise Refused(
@@ -375,6 +376,23 @@ class Lakehouse:
         finally:
             if lease is not None:
                 self._catalog.release(lease.id)
+
+    def _engine(self) -> "DuckDBEngine":
+        """The DuckDB of all questions, because starting one costs more than most of them; a new one when the storage has new keys."""
+        from icelake.engines.duckdb import DuckDBEngine
+
+        keys = None if self.project.s3 is None else self.project.s3.reveal()
+        with self._asking:
+            if self._asked is None or self._asked[0] != keys:
+                # Who is still asking the one before has hold of it: it ends with the last of them.
+                engine = DuckDBEngine(
+                    [self.project.warehouse],
+                    memory_limit=self.project.query.memory_limit,
+                    scratch=self.project.lake / "scratch",
+                    s3=self.project.s3,
+                )
+                self._asked = keys, engine
+            return self._asked[1]
 
     def resolve(self, at: str | None) -> At:
         """``at``: None (the last cut), an LSN (the last cut <= it), a time (the last cut of commits until then), a cut's or a

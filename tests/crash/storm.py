@@ -58,6 +58,7 @@ history = true
 [retention]
 keep_all = "1s"
 thin = [["2s", "4s"]]
+grace = "0s"
 """
 _TABLES = """
 create table line (item int, qty int, note text);

@@ -71,7 +71,7 @@ def test_killed_at_the_first_start(server: Postgres, tmp_path: Path, fault: str)
 
 @pytest.mark.parametrize("fault", faults(FOLLOWING))
 def test_killed_while_following(server: Postgres, tmp_path: Path, fault: str) -> None:
-    retention = '[retention]\nkeep_all = "1s"\nthin = [["2s", "4s"]]\n'
+    retention = '[retention]\nkeep_all = "1s"\nthin = [["2s", "4s"]]\ngrace = "0s"\n'
     with lake(tmp_path, server, retention) as one, Trader(server.dsn):
         code, _ = one.run("sync")
         assert code == 0

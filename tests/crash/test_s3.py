@@ -16,8 +16,9 @@ from pyiceberg.table import StaticTable
 
 from icelake.engines.duckdb import HTTP
 from icelake.errors import ProjectError, Refused, Unreachable
-from icelake.ingest.applier import Settings
+from icelake.ingest.applier import Progress, Settings
 from icelake.lakehouse import Lakehouse
+from icelake.ports import Json
 from icelake.stack.postgres import Postgres
 from icelake.storage.s3 import S3Storage
 from tests.conftest import Lacking
@@ -62,7 +63,7 @@ def on_s3(folder: Path, seaweedfs: SeaweedFS, proxy: Proxy) -> str:
     (folder / "access.key").write_text(seaweedfs.access_key)
     (folder / "secret.key").write_text(seaweedfs.secret_key)
     return (
-        f'[retention]\nkeep_all = "1s"\nthin = [["2s", "4s"]]\n[lake]\nwarehouse = "s3a://lake/{folder.name}/"\n[lake.s3]\n'
+        f'[retention]\nkeep_all = "1s"\nthin = [["2s", "4s"]]\ngrace = "0s"\n[lake]\nwarehouse = "s3a://lake/{folder.name}/"\n[lake.s3]\n'
         f'endpoint = "{proxy.endpoint}"\naccess_key = {{ file = "access.key" }}\nsecret_key = {{ file = "secret.key" }}\n'
     )
 
@@ -92,7 +93,7 @@ def test_mirrored_killed_asked_and_verified(server: Postgres, seaweedfs: Seaweed
 
 
 def old_files_go(lakehouse: Lakehouse, server: Postgres, proxy: Proxy) -> None:
-    """Expiry deletes what no snapshot needs, and only that: the tables are whole afterwards."""
+    """The upkeep after an expiry deletes what no snapshot needs, and only that: the tables are whole afterwards."""
     assert isinstance(lakehouse._files, S3Storage)
     first = {file.location for file in lakehouse._files.list(lakehouse.project.warehouse)}
     with pytest.MonkeyPatch.context() as patch:
@@ -100,8 +101,15 @@ def old_files_go(lakehouse: Lakehouse, server: Postgres, proxy: Proxy) -> None:
         patch.setattr("icelake.lakehouse.Settings", partial(Settings, upkeep_commits=1))
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute("update account set balance = balance + 1 where id between 1 and 50")
-        stop = threading.Event()
-        lakehouse.sync(follow=True, stop=stop, report=lambda progress, _: stop.set() if progress.kind == "upkeep" else None)
+        stop, rounds = threading.Event(), 0
+
+        def report(progress: Progress, _: Json) -> None:
+            nonlocal rounds
+            rounds += progress.kind == "upkeep"
+            if rounds == 2:
+                stop.set()
+
+        lakehouse.sync(follow=True, stop=stop, report=report)
         assert lakehouse.verify()["equal"]
     left = {file.location for file in lakehouse._files.list(lakehouse.project.warehouse)}
     gone = {location for location in first - left if not location.endswith(".json")}

@@ -80,6 +80,7 @@ CONTROL = "icelake.ingest.control"
 COMMIT = "icelake.ingest.commit"
 FOLLOWED = "icelake.ingest.followed"
 UPKEEP = "icelake.ingest.upkeep"
+GARBAGE = "icelake.ingest.garbage"
 STORE = "icelake.catalog.store"
 
 BAG = "icelake.tables.bag_index"
@@ -370,10 +371,31 @@ _ALL = (
             Patch(
                 APPLIER,
                 "        try:\n            after = commit(self._catalog, self._clock, fenced)\n",
-                "        for location in plan.files:\n            self._storage.delete(location)\n"
+                "        for location in (one for files in plan.files.values() for one in files):\n"
+                "            self._storage.delete(location)\n"
                 "        try:\n            after = commit(self._catalog, self._clock, fenced)\n",
             ),
         ),
+    ),
+    Bug(
+        "a list is named no more before it was emptied",
+        "what is let go is known until it is gone",
+        (Patch(GARBAGE, "kept = [*(one for one in named if one not in self._emptied), new]", "kept = [new]"),),
+    ),
+    Bug(
+        "the lists are of one process",
+        "what is let go is known until it is gone",
+        (Patch(GARBAGE, "kept = [*(one for one in named if one not in self._emptied), new]", "kept = [*self._emptied, new]"),),
+    ),
+    Bug(
+        "a list that was emptied stays",
+        "what is let go is known until it is gone",
+        (Patch(GARBAGE, "[*files.get(control.id, ()), *emptied]", "[*files.get(control.id, ())]"),),
+    ),
+    Bug(
+        "a list is not synced",
+        "files first, then the pointer to them",
+        (Patch(GARBAGE, "        self._storage.flush()\n", ""),),
     ),
     Bug(
         "key index believed",

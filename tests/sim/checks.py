@@ -52,6 +52,10 @@ class Checks:
         self.rng = random.Random(world.postgres.system_id)  # not the world's: how much is checked must not change the course
         self.cuts = 0
         self.answers = 0
+        self.lists: dict[int, str] = {}
+        """Snapshot -> its manifest list."""
+        self.let_go: set[str] = set()
+        """Files of snapshots that were dropped, and lists of such files."""
         self.leased: list[tuple[str, Mapping[str, int], State, int]] = []
         """(lease, its snapshots, what the source had then, the position)"""
         self._compared: dict[tuple[str, int, int], tuple[Rows, dict[Key, int]]] = {}
@@ -81,11 +85,16 @@ class Checks:
             for update in change.updates:
                 if update["action"] == "add-snapshot":
                     touched.add(str(change.id))
+                    self.lists[update["snapshot"]["snapshot-id"]] = update["snapshot"]["manifest-list"]
                     if update["snapshot"]["manifest-list"] not in world.machine.files:
                         raise Broken(f"{change.id}: committed before its files were synced")
+                if update["action"] == "remove-snapshots":
+                    for dropped in update["snapshot-ids"]:
+                        self.let_go |= self.lake.locations(self.lists[dropped])
             if change.updates and loaded.metadata_location not in world.machine.files:
                 raise Broken(f"{change.id}: committed before its metadata was synced")
         control = world.server.load(self.control).metadata
+        self.let_go |= self.lists_of_garbage(control)
         snapshot = head(control)
         if snapshot is None:
             return
@@ -429,10 +438,33 @@ class Checks:
         elif self.lake.contents(metadata, snapshot["snapshot-id"], [column.name for column in table.relation.columns]).rows:
             raise Broken(f"{name} has rows, and none of it is loaded")
 
+    def lists_of_garbage(self, control: Json) -> set[str]:
+        """The lists that are named. All are there."""
+        named = {location for _, location in json.loads(control["properties"].get("icelake.garbage", "[]"))}
+        if lacking := named - self.world.machine.files.keys():
+            raise Broken(f"lists that are named are not there: {lacking}")
+        return named
+
+    def nothing_forgotten(self) -> None:
+        """What was let go and is needed by nobody is gone, or on a list."""
+        files = self.world.machine.files
+        listed = named = self.lists_of_garbage(self.world.server.load(self.control).metadata)
+        for location in named:
+            listed = listed.union(*(items for _, _, items in json.loads(files[location])))
+        forgotten = (self.let_go & files.keys()) - listed
+        if not forgotten:
+            return
+        for table in self.world.server.tables():
+            for snapshot in self.world.server.load(table).metadata.get("snapshots", ()):
+                forgotten -= self.lake.locations(snapshot["manifest-list"])
+        if forgotten:
+            raise Broken(f"let go and forgotten: {', '.join(sorted(forgotten))}")
+
     # ---------------------------------------------------------------------------------------------------- at the end
 
     def finish(self, wanted: Sequence[str], historic: Collection[str]) -> None:
-        """Everything that is kept can be read and is true; the mirror equals the source."""
+        """Everything that is kept can be read and is true, and nothing else was forgotten; the mirror equals the source."""
+        self.nothing_forgotten()
         world = self.world
         control = world.server.load(self.control).metadata
         snapshots = control["snapshots"]

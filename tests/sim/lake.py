@@ -101,6 +101,15 @@ class Lake:
             self._bytes(location)
         return known
 
+    def locations(self, manifest_list: str) -> set[str]:
+        """Every file a snapshot references, by its manifest list."""
+        found = {manifest_list}
+        for manifest in self._records(manifest_list):
+            found.add(manifest["manifest_path"])
+            entries = self._records(manifest["manifest_path"], manifest["manifest_length"])
+            found.update(entry["data_file"]["file_path"] for entry in entries if entry["status"] != 2)
+        return found
+
     def contents(self, metadata: Json, snapshot_id: int, columns: list[str]) -> Contents:
         """The table at that snapshot. Every file is looked for again, even when its content is known."""
         if snapshot_id in self._contents:

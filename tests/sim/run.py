@@ -101,6 +101,7 @@ class Schedule:
             upkeep_commits=rng.choice((3, 5, 8)),
             parked_bytes=rng.choice((4_000, 1 << 30, 1 << 30)),
             retention=self._policy(),
+            grace=random.Random(f"grace {seed}").choice((0.0, 0.0, 3.0, 600.0)),
         )
         # A fault of resuming can only strike where something is resumed.
         resumed = any(call.startswith("desk.resume") for call, _ in self.world.plan)

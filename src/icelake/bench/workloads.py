@@ -15,6 +15,8 @@ class Workload:
     """SQL that makes about ``{changes}`` changes, for the ``{piece}``-th time (from 0) of as many."""
     size: int
     """Changes a piece, unless told otherwise."""
+    again: str = ""
+    """SQL that brings the tables back to ``{rows}`` rows, where the changes make them grow."""
 
 
 _ITEM = """
@@ -22,6 +24,8 @@ create table item (
     id bigint primary key, customer int not null, sku text not null, price numeric(12,2) not null,
     quantity int not null, paid boolean not null, changed timestamptz not null
 );
+"""
+_ITEMS = """
 insert into item
 select g, g % 5000, 'sku-' || g % 997, (g % 10000) / 100.0, g % 17, g % 2 = 0, timestamptz '2026-01-01' + g * interval '1 second'
 from generate_series(1, {rows}) g;
@@ -163,15 +167,19 @@ end $$;
 """
 
 WORKLOADS = {
-    "mixed": Workload("60 % updates, 20 % inserts, 20 % deletes in transactions of 100, of a table of 7 columns", _ITEM, _MIXED, 1_000_000),
-    "insert_only": Workload("inserts in transactions of 100 into a table of 7 columns", _ITEM, _INSERTS, 1_000_000),
+    "mixed": Workload(
+        "60 % updates, 20 % inserts, 20 % deletes in transactions of 100, of a table of 7 columns", _ITEM + _ITEMS, _MIXED, 1_000_000
+    ),
+    "insert_only": Workload(
+        "inserts in transactions of 100 into a table of 7 columns", _ITEM + _ITEMS, _INSERTS, 1_000_000, "truncate item;" + _ITEMS
+    ),
     "toast": Workload("60/20/20 of documents of 4 KiB; the updates leave the text alone", _DOCUMENT, _DOCUMENTS, 100_000),
     "tpcc": Workload("orders, payments and deliveries over 9 tables, as TPC-C mixes them", _TPCC, _TPCC_WORK, 500_000),
 }
 
 STAMPED = Workload(
     "60 % updates, 20 % inserts, 20 % deletes in transactions of 100, of a table of 7 columns, one of them the time of the change",
-    _ITEM,
+    _ITEM + _ITEMS,
     _turns(
         "item",
         "{rows}",

@@ -35,6 +35,7 @@ batch_mb = 256
 [retention]                     # how snapshots and cuts thin with age
 keep_all = "1m"                 # all of the last minute, then [one per, up to this age]
 thin = [["10s", "10m"], ["5m", "1h"], ["1h", "1d"], ["1d", "30d"]]
+grace = "10m"                   # files stay this long after their last snapshot went, for who still reads it
 
 [query]
 memory_limit = "512MB"

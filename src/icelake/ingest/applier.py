@@ -31,6 +31,7 @@ from icelake.errors import (
 from icelake.ingest.commit import commit
 from icelake.ingest.control import Control
 from icelake.ingest.followed import Followed, Keyed, check_member, follow, identity_lost, left_publication, with_history
+from icelake.ingest.garbage import Bin
 from icelake.ingest.history import History, in_step, load_or_create, stopped
 from icelake.ingest.mend import Mending
 from icelake.ingest.parked import Parked, PastLimit, make_spool, note_change, replay
@@ -104,6 +105,8 @@ class Settings:
     hold_lease: float = 600.0
     """How long a cut made for ``verify`` stays readable if nobody releases it."""
     retention: Policy = field(default_factory=Policy)
+    grace: float = 600.0
+    """Seconds that files stay after the last snapshot that needed them was dropped: readers without a lease may be at them."""
     parked_bytes: int = 1 << 30
     """How much is kept of one parked table's changes, as files."""
     parked_past_limit: PastLimit = "reload"
@@ -182,6 +185,7 @@ class Applier:
         self._layout = layout
         self._wants_history = history
         self._control = Control(name, catalog, storage, clock, chance)
+        self._bin = Bin(storage, chance)
         self._identity: SourceIdentity
         self._slot = ""
         self._stream: Stream | None = None
@@ -1412,18 +1416,12 @@ class Applier:
             self._throw_away()
             self.close()
             return Progress("retry", position=self.position)
-        plan = plan_expiry(
-            control,
-            tables,
-            self._catalog.leases(),
-            self.settings.retention,
-            int(self._clock.now() * 1000),
-            self._storage,
-        )
-        if not plan.changes:
+        now = int(self._clock.now() * 1000)
+        self._bin.empty(control, lambda table: tables.get(table) or self._catalog.load(table), now - int(1000 * self.settings.grace))
+        plan = plan_expiry(control, tables, self._catalog.leases(), self.settings.retention, now, self._storage)
+        if not plan.files:
             return Progress("upkeep", position=self.position)
-        changes = list(plan.changes)
-        fenced = changes if changes[0].id == self._control.id else [self._control.fence(), *changes]
+        fenced = plan.fenced(self._control.fence(), self._bin.add(control, plan.files, now))
         try:
             after = commit(self._catalog, self._clock, fenced)
         except CommitConflict:
@@ -1433,15 +1431,11 @@ class Applier:
         self._control.still_ours(after[0])
         for change, loaded in zip(fenced, after, strict=True):
             if change.id == self._control.id:
-                if change.updates:
-                    self._control.drop(loaded)
+                self._control.drop(loaded)
             elif change.id in opened:
                 opened[change.id].adopt(loaded, None)
             else:
                 self.parked[change.id].mirror = loaded
-        if all(plan.foresaw(loaded) for loaded in after):
-            for location in plan.files:
-                self._storage.delete(location)
         return Progress("upkeep", position=self.position)
 
     # -------------------------------------------------------------------------------------------------- hold

@@ -1,15 +1,15 @@
-"""What the applier does between cuts so that a commit a second can go on for ever: thin cuts and snapshots, delete what they held.
+"""What the applier does between cuts so that a commit a second can go on for ever: thin cuts and snapshots, and what they held with them.
 
-A cut that is kept keeps the snapshots it names; a lease keeps the snapshots it names; everything else that is old goes. Files
-are deleted only after the commit that drops their snapshots is durable, so a crash leaves orphans, never holes.
+A cut that is kept keeps the snapshots it names; a lease keeps the snapshots it names; everything else that is old goes. The files
+are deleted later (``ingest.garbage``).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from icelake.model.marker import Cut
 from icelake.model.relation import TableId
-from icelake.ports import Lease, LoadedTable, Storage, TableChange
+from icelake.ports import Json, Lease, LoadedTable, Storage, TableChange
 from icelake.tables.expire import Policy, expire, keep
 
 
@@ -17,14 +17,18 @@ from icelake.tables.expire import Policy, expire, keep
 class Expiry:
     """A planned expiry: what to commit, and which files nobody needs once that is done."""
 
+    control: Sequence[Json]
+    """Updates of the control table."""
     changes: Sequence[TableChange]
-    files: Sequence[str]
-    left: Mapping[TableId, set[int]]
-    """The snapshots each table has when the changes are done, if nobody else changes it meanwhile."""
+    """Of the other tables."""
+    files: Mapping[TableId, Sequence[str]]
 
-    def foresaw(self, after: LoadedTable) -> bool:
-        """Whether a table is as planned: a snapshot made meanwhile, on a branch perhaps, may need the files."""
-        return {snapshot["snapshot-id"] for snapshot in after.metadata.get("snapshots", ())} <= self.left[after.id]
+    def fenced(self, fence: TableChange, more: Json) -> list[TableChange]:
+        """The whole commit, with one more update of the control table, whose part says that this epoch still owns the source.
+
+        The control table comes first: by it such a commit is found again (``ingest.commit.landed``).
+        """
+        return [replace(fence, updates=[*self.control, more]), *self.changes]
 
 
 def plan_expiry(
@@ -50,17 +54,14 @@ def plan_expiry(
         for table, snapshot_id in lease.snapshots.items():
             leased.setdefault(table, set()).add(snapshot_id)
     changes: list[TableChange] = []
-    files: list[str] = []
-    left: dict[TableId, set[int]] = {}
-    # The control table first: a commit that drops snapshots is found out by its first table (ingest.commit.landed).
+    files: dict[TableId, Sequence[str]] = {}
     for loaded, keeping in [(control, set(kept)), *((tables[table], ids) for table, ids in needed.items())]:
         keeping = keeping | leased.get(loaded.id, set())
         keeping |= {ref["snapshot-id"] for ref in loaded.metadata.get("refs", {}).values()}
         present = {snapshot["snapshot-id"] for snapshot in loaded.metadata.get("snapshots", [])}
         drop = present - keeping
-        left[loaded.id] = present - drop
         if drop:
-            change, unneeded = expire(loaded, drop, storage)
+            change, files[loaded.id] = expire(loaded, drop, storage)
             changes.append(change)
-            files.extend(unneeded)
-    return Expiry(changes, files, left)
+    own = [update for change in changes if change.id == control.id for update in change.updates]
+    return Expiry(own, [change for change in changes if change.id != control.id], files)

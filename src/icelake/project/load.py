@@ -169,6 +169,7 @@ class _Commit(_Part):
 class _Retention(_Part):
     keep_all: Duration = "1m"
     thin: list[Annotated[list[Duration], Field(min_length=2, max_length=2)]] = [["10s", "10m"], ["5m", "1h"], ["1h", "1d"], ["1d", "30d"]]
+    grace: Duration = "10m"
 
 
 class _Query(_Part):
@@ -348,7 +349,7 @@ def _retention(writing: _Writing, retention: _Retention) -> RetentionSettings:
     if any(step <= 0 for step in steps) or any(later % earlier for earlier, later in pairwise(steps)):
         why = "only then is what a later step keeps still there"
         raise writing.error("PROJECT_BAD_VALUE", ("retention", "thin"), "every step must divide the next", why, "as in 10s, 1m, 1h, 1d")
-    return RetentionSettings(ages[0], thin)
+    return RetentionSettings(ages[0], thin, _seconds(retention.grace))
 
 
 def _seconds(text: str) -> int:

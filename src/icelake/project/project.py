@@ -63,11 +63,12 @@ class Thinning:
 class RetentionSettings:
     """All snapshots and cuts younger than ``keep_all`` seconds stay; older ones thin by ``thin``, in order of age, and then go.
 
-    Ages grow, steps grow, and every step divides the next.
+    Ages grow, steps grow, and every step divides the next. Files stay for another ``grace`` seconds.
     """
 
     keep_all: int
     thin: tuple[Thinning, ...]
+    grace: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Expiry: which snapshots to keep as they age, and which files nobody needs once the others are dropped.
 
 Promises never to name a file that a retained snapshot of the table references. Deletes nothing itself: the files it names may go
-once the commit that drops the snapshots is durable; a crash before that leaves orphans, never holes. Statistics files are not
-its business. Raises Corrupt when a manifest cannot be read, and ValueError when a snapshot is asked for that must stay.
+once the commit that drops the snapshots is durable (``ingest.garbage``). Statistics files are not its business. Raises Corrupt when
+a manifest cannot be read, and ValueError when a snapshot is asked for that must stay.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -80,6 +80,19 @@ def expire(loaded: LoadedTable, drop: Collection[int], storage: Storage) -> tupl
     return change, sorted(files)
 
 
+def still_needed(loaded: LoadedTable, files: Collection[str], storage: Storage) -> set[str]:
+    """Those of ``files``, which an expiry let go, that a snapshot of the table needs all the same.
+
+    None, while all snapshots are of one line and main is its end: the commit that dropped them found main where it was planned, and what
+    is made later refers to what its parent does. Somebody else's branch may have begun at a snapshot that was being dropped.
+    """
+    snapshots = {snapshot["snapshot-id"]: snapshot for snapshot in loaded.metadata.get("snapshots", ())}
+    heads = {ref["snapshot-id"] for ref in loaded.metadata.get("refs", {}).values()}
+    if not snapshots or _history(snapshots, heads, loaded.head) is not None:
+        return set()
+    return _Reachable(storage).all(snapshots.values()).intersection(files)
+
+
 def _unneeded(snapshots: dict[int, Json], dropped: set[int], heads: set[int], main: int | None, reachable: "_Reachable") -> set[str]:
     history = _history(snapshots, heads, main)
     if history is None:
@@ -138,6 +151,15 @@ class _Reachable:
             if files and path not in everywhere:
                 files -= self._files(path, length)
         return going.keys() | lonely.keys() | files
+
+    def all(self, snapshots: Iterable[Json]) -> set[str]:
+        """Files these snapshots reference."""
+        manifests: dict[str, int] = {}
+        lists: set[str] = set()
+        for snapshot in snapshots:
+            manifests |= self._manifests(snapshot)
+            lists.add(snapshot["manifest-list"])
+        return lists.union(manifests, *(self._files(path, length) for path, length in manifests.items()))
 
     def _manifests(self, snapshot: Json) -> dict[str, int]:
         location = snapshot["manifest-list"]

@@ -60,7 +60,7 @@ _EXPECTED = 16 << 20
 _COPIED_ROWS = 1 << 20
 """Rows that a growing table copies before it lets go of them where they were: 32 MiB."""
 _LOG_BYTES = 1 << 20
-"""A log may always grow to this, and beyond it as big as the base."""
+"""A log may always grow to this, and beyond it twice as big as the base."""
 _PART_ROWS = 1 << 18
 """Rows in a part of the base: 8 MiB."""
 _MAX_POSITION = 0xFFFF_FFFE
@@ -432,7 +432,9 @@ class KeyIndex:
     def _reserve(self, more: int) -> None:
         if self._full(more):
             rows, need = self._rows, self._count + more
-            self._rows = self._new(max(int(need / _FULL) + 1, len(rows) + (len(rows) >> 2)))
+            # A table that grows by little is copied more often; a small one may be too large.
+            growth = len(rows) if len(rows) * 32 < _SCRATCH_BYTES // 2 else len(rows) >> 2
+            self._rows = self._new(max(int(need / _FULL) + 1, len(rows) + growth))
             # In both tables rows are about in the order of their hashes, so the new one fills from its beginning while the old one
             # goes: never are both of them in memory.
             for start in range(0, len(rows), _COPIED_ROWS):
@@ -529,7 +531,7 @@ class KeyIndex:
         self._store.append(f"log-{self._side}", record)
         self._chained = True
         self._log_bytes += len(record)
-        if self._log_bytes > max(_LOG_BYTES, self._base_bytes):
+        if self._log_bytes > max(_LOG_BYTES, 2 * self._base_bytes):
             self.checkpoint()
 
     def _load(self) -> None:
@@ -700,7 +702,11 @@ def _new_table(size: int, scratch: str | None) -> _Words:
         return np.zeros((size, 4), np.uint64)
     rows = _mapped(size, scratch) if size * 32 >= _SCRATCH_BYTES else None
     if rows is None:
-        rows = np.frombuffer(mmap.mmap(-1, size * 32, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint64).reshape(size, 4)
+        memory = mmap.mmap(-1, size * 32, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # Touched all over in no order: in pages of 4 KiB, faults are two thirds of what it takes to fill one. NumPy asks for the same.
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        rows = np.frombuffer(memory, np.uint64).reshape(size, 4)
     return rows
 
 

@@ -27,7 +27,7 @@ from icelake.ports import RangeEnd, RangeRead
 from icelake.sources.postgres import releases, schema
 from icelake.sources.postgres.copy_out import Ahead, copied
 from icelake.sources.postgres.copy_text import decode_copy, last_line
-from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
+from icelake.sources.postgres.session import Connection, Kept, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.stream import PgStream, slot_in_use, slot_state
 
 _COMPARE = "`icelake resume --reload` compares every table with the source"
@@ -37,7 +37,7 @@ _APPEND = "insert, truncate"
 
 
 class PostgresSource:
-    """Implements ``ports.Source`` over psycopg. Holds no connection between calls.
+    """Implements ``ports.Source`` over psycopg. Holds no connection between calls but those of the stream it gave last.
 
     ``slot_seconds``: how long to wait for running transactions before giving up making a slot, and for another walsender to
     let go of ours. ``buffer_bytes``: how much of the stream is received ahead. ``piece_bytes``: of the log are fetched at once as long
@@ -63,6 +63,8 @@ class PostgresSource:
         self.busy_seconds = busy_seconds
         self.buffer_bytes = buffer_bytes
         self.piece_bytes = piece_bytes
+        self._kept: Kept | None = None
+        """The session of the stream, which asks for what is published at every commit."""
 
     def identify(self) -> SourceIdentity:
         with session(self.dsn, "cannot identify the server", replication=True) as server:
@@ -180,20 +182,11 @@ class PostgresSource:
             ) from None
 
     def published(self, publication: str) -> Mapping[TableId, str]:
-        found: dict[TableId, str] = {}
-        with session(self.dsn, "cannot look up the publication") as server:
-            for name, operations in _publications(publication).items():
-                there = published(server, name, operations)
-                if there is None and name == publication:
-                    raise Refused(
-                        "PUBLICATION_CHANGED",
-                        f"publication {publication} is gone",
-                        "changes made while it was gone were never sent",
-                        _COMPARE,
-                    )
-                # A table in both sends all of its changes, as the first of them says.
-                found = {**(there or {}), **found}
-            return {**found, **_roots(server, list(_publications(publication)))}
+        doing = "cannot look up the publication"
+        if self._kept is not None:
+            return self._kept.ask(doing, partial(_published, publication))
+        with session(self.dsn, doing) as server:
+            return _published(publication, server)
 
     def withdraw(self, publication: str) -> Mapping[TableId, str]:
         out: dict[TableId, str] = {}
@@ -334,6 +327,7 @@ class PostgresSource:
                 if refused.code != "SLOT_IN_USE" or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
+        self._kept = stream.kept
         stream.receive()
         return stream
 
@@ -529,6 +523,23 @@ def range_query(
     if limit is not None:
         query += sql.SQL(" ORDER BY {} LIMIT {}").format(names, sql.Literal(limit))
     return query
+
+
+def _published(publication: str, server: Connection) -> Mapping[TableId, str]:
+    """See ``ports.Source.published``."""
+    found: dict[TableId, str] = {}
+    for name, operations in _publications(publication).items():
+        there = published(server, name, operations)
+        if there is None and name == publication:
+            raise Refused(
+                "PUBLICATION_CHANGED",
+                f"publication {publication} is gone",
+                "changes made while it was gone were never sent",
+                _COMPARE,
+            )
+        # A table in both sends all of its changes, as the first of them says.
+        found = {**(there or {}), **found}
+    return {**found, **_roots(server, list(_publications(publication)))}
 
 
 def _publications(publication: str) -> dict[str, str]:

@@ -7,9 +7,9 @@ slot right now) and ``Refused`` for what somebody has to mend, with the statemen
 
 import re
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import conninfo, sql
@@ -19,6 +19,7 @@ from icelake.errors import Gap, IcelakeError, ProjectError, Refused, Unreachable
 from icelake.sources.postgres.types import SESSION
 
 Connection = psycopg.Connection[TupleRow]
+_Answer = TypeVar("_Answer")
 
 ALWAYS = {
     **SESSION,
@@ -120,6 +121,42 @@ def session(dsn: str, doing: str, *, replication: bool = False, statement_second
         raise explain(error, dsn, doing) from error
     finally:
         connection.close()
+
+
+class Kept:
+    """A session for a question that is asked again and again: opened for the first of them, and anew if it broke since the last."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._connection: Connection | None = None
+        self._closed = False
+
+    def ask(self, doing: str, question: Callable[[Connection], _Answer]) -> _Answer:
+        """``question`` of the session. Once it is closed, of one that is opened for it."""
+        if self._closed:
+            with session(self._dsn, doing) as server:
+                return question(server)
+        kept = self._connection
+        if kept is None:
+            self._connection = connect(self._dsn)
+        assert self._connection is not None
+        try:
+            return question(self._connection)
+        except psycopg.Error as error:
+            lost = self._connection.broken
+            self._let_go()
+            if lost and kept is not None:
+                return self.ask(doing, question)
+            raise explain(error, self._dsn, doing) from error
+
+    def close(self) -> None:
+        self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
 def run(connection: Connection, statement: str | sql.Composable, arguments: Any = None) -> list[TupleRow]:

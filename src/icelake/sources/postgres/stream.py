@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import psycopg
@@ -35,7 +36,7 @@ from icelake.ports import Chunk
 from icelake.sources.postgres import schema
 from icelake.sources.postgres.pgoutput import Decoder, Raw, RelationMessage
 from icelake.sources.postgres.receive import EMPTY, ENDED, FULL, MESSAGE, Receiver
-from icelake.sources.postgres.session import Connection, connect, explain, explain_state, readable, run, session
+from icelake.sources.postgres.session import Connection, Kept, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.types import ALTERABLE
 
 _XLOG_DATA, _KEEPALIVE = ord("w"), ord("k")
@@ -163,7 +164,10 @@ class PgStream:
         self._piece = piece_bytes
         self._fetched = start
         self._copy = ""
+        self._fetching = False
         self._decoder = Decoder(self._agree)
+        self.kept = Kept(dsn)
+        """For look-ups, by who takes; closed with the stream."""
         self._connection = connect(dsn, replication=True, statement_seconds=0, lock_seconds=0)
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
@@ -197,6 +201,9 @@ class PgStream:
         self._confirmed_told = 0
         self._asked = False
         self._news = 0
+        self._enough: int | None = None
+        """What somebody who waits, waits for."""
+        self._resting = False
         self._failure: BaseException | None = None
         self._closing = False
         try:
@@ -345,6 +352,7 @@ class PgStream:
                     self._advance(self._connection)
                 if not self._fetch(until):
                     break
+            self._until_wanted()
             if not self._closing:
                 # An error of the session has dropped it.
                 drop = "select pg_catalog.pg_drop_replication_slot(slot_name) from pg_catalog.pg_replication_slots where slot_name = {}"
@@ -358,6 +366,22 @@ class PgStream:
             why = error.why if isinstance(error, Refused) else str(error).partition("\n")[0]
             raise Unreachable("SOURCE_UNREACHABLE", f"slot {self._slot} is in use", why, "it is tried again") from error
 
+    def _until_wanted(self) -> None:
+        """Rest until the applier waits for more than what is here, or closes.
+
+        A walsender decodes again what was decoded for the copy, on a core that somebody else may need for what it sent.
+        """
+        with self._changed:
+            self._resting = True
+        while not self._closing and not self._wanted():
+            self._pause(60, room=False)
+        with self._changed:
+            self._resting = False
+
+    def _wanted(self) -> bool:
+        with self._changed:
+            return self._enough is not None and not self._came(self._enough)
+
     def _fetch(self, until: int) -> bool:
         """Receive every transaction whose commit record starts before ``until``. False: the server has no room, and sent none."""
         pgconn = self._connection.pgconn
@@ -366,6 +390,7 @@ class PgStream:
             self._copy, format_lsn(until), sql.SQL(", ").join(["proto_version", "1", "publication_names", named, "messages", "false"])
         )
         statement = sql.SQL("copy (select data from {}) to stdout (format binary)").format(changes)
+        self._fetching = True
         pgconn.send_query(statement.as_bytes(self._connection))
         while pgconn.is_busy():
             self._pause(60, room=True)
@@ -388,6 +413,7 @@ class PgStream:
         result = pgconn.get_result()
         while pgconn.get_result() is not None:
             pass
+        self._fetching = False
         if result is None or result.status != pq.ExecStatus.COMMAND_OK:
             state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"") if result is not None else b""
             # Class 53, insufficient resources: it gathers a piece's changes before it sends the first.
@@ -427,11 +453,19 @@ class PgStream:
 
     def wait(self, timeout: float, enough: int = 0) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: (self._news != self._seen and self.buffered >= enough) or self._failure is not None, timeout)
+            self._enough = enough
+            if self._resting:
+                self._wake()
+            self._changed.wait_for(lambda: self._came(enough) or self._failure is not None, timeout)
+            self._enough = None
             if self._failure is not None:
                 raise self._failure
             came, self._seen = self._news != self._seen, self._news
             return came
+
+    def _came(self, enough: int) -> bool:
+        """Whether there is news, and so much in the buffer. Holds the lock."""
+        return self._news != self._seen and self.buffered >= enough
 
     def take(self, *, before: int | None = None, max_bytes: int = 1 << 25) -> Chunk | None:
         with self._changed:
@@ -538,6 +572,7 @@ class PgStream:
         self._release()
 
     def _release(self) -> None:
+        self.kept.close()
         self._connection.close()
         if self._wake_in >= 0:
             os.close(self._wake_in)
@@ -775,12 +810,15 @@ class PgStream:
     def _end(self) -> None:
         """End politely, so the last confirmation is read and the slot is free when this returns; but do not wait for long."""
         pgconn = self._connection.pgconn
-        if self._copy:
+        if self._fetching:
             self._connection.cancel_safe(timeout=1)
             if self._confirmed > self._confirmed_told:
                 with session(self._dsn, "cannot confirm what the lake holds", statement_seconds=5) as server:
                     self._advance(server)
             return
+        if self._copy:
+            # A walsender is told without reading anything.
+            self._start_replication()
         self._tell(now_at_least=True)
         pgconn.put_copy_end(None)
         deadline = time.monotonic() + 1.0
@@ -806,16 +844,15 @@ class PgStream:
         if (parked := self._parked.get(message.oid)) is not None:
             oid = parked.oid if parked.partitioned else message.oid
             if oid not in self._columns:
-                with session(self._dsn, "cannot look up a table") as server:
-                    self._columns[oid] = [] if schema.dropped_since(server, parked) else schema.published_columns(server, oid)
+                self._columns[oid] = self.kept.ask("cannot look up a table", partial(_columns_now, parked, oid))
             return Raw(parked.id, _attnums(parked, self._columns[oid], message))
         by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
         held = self._held.get(message.oid) or by_name[message.schema, message.name]
         # That what is a leaf here still is one, the next commit makes sure.
         oid = held.oid if held.partitioned else message.oid
         if oid not in self._described:
-            with session(self._dsn, "cannot look up a table") as server:
-                self._described[oid] = schema.describe_oid(server, oid, append_only=held.identity == "none")
+            of = partial(schema.describe_oid, oid=oid, append_only=held.identity == "none")
+            self._described[oid] = self.kept.ask("cannot look up a table", of)
         now = self._described[oid]
         doing = "cannot be followed"
         schema.must_be(held, now, doing)
@@ -835,11 +872,14 @@ class PgStream:
         }
         if not made:
             return
-        with session(self._dsn, "cannot look up a type") as server:
-            for oid, held in made.items():
-                now = schema.describe_oid(server, oid, append_only=held.identity == "none")
-                if isinstance(now, Relation):
-                    schema.raise_if_changed(held, schema.altered_types(held, now), "cannot be followed")
+        for oid, held in made.items():
+            now = self.kept.ask("cannot look up a type", partial(schema.describe_oid, oid=oid, append_only=held.identity == "none"))
+            if isinstance(now, Relation):
+                schema.raise_if_changed(held, schema.altered_types(held, now), "cannot be followed")
+
+
+def _columns_now(relation: Relation, oid: int, server: Connection) -> list[tuple[int, str, int, int]]:
+    return [] if schema.dropped_since(server, relation) else schema.published_columns(server, oid)
 
 
 def _attnums(held: Relation, now: Sequence[tuple[int, str, int, int]], message: RelationMessage) -> tuple[int, ...] | None:
