@@ -182,7 +182,7 @@ class Lakehouse:
                 target = self._target(settings, until)
                 applier.run_to(target)
             status["reached"] = target is not None and applier.running and applier.position >= target and not applier.loading
-            if status["reached"]:
+            if status["reached"] and applier.resting:
                 return status
             if stop is not None and stop.is_set():
                 return status

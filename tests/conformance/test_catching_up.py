@@ -78,6 +78,24 @@ def rows(shop: Shop, a: Relation, start: int, piece: int | None, **how: Any) -> 
         return operations(caught_up(stream, shop.now(), **how))
 
 
+def test_look_ups_share_a_session_that_may_break(shop: Shop) -> None:
+    shop.sql("create table a (id int primary key)")
+    (a,), start = shop.followed("public.a")
+    others = "select pid from pg_stat_activity where application_name = 'icelake' and backend_type = 'client backend'"
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        for _ in range(3):
+            published = shop.source.published("p")
+            (one,) = shop.sql(others)
+        shop.sql("select pg_terminate_backend(%s, 10000)", one)
+        assert shop.source.published("p") == published
+        (another,) = shop.sql(others)
+        assert another != one
+        assert not stream.wait(0)
+    assert shop.sql(others) == []
+    assert shop.source.published("p") == published
+    assert shop.sql(others) == []
+
+
 @every_version
 def test_pieces_bring_what_a_walsender_brings(shop: Shop, fetched: Counter[str]) -> None:
     a, start = history(shop)
@@ -256,6 +274,43 @@ def test_a_slot_moved_while_it_is_copied(shop: Shop, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "slot_state", moved)
     with pytest.raises(Gap, match="SLOT_AHEAD"):
         rows(shop, a, start, PIECE)
+
+
+def test_a_walsender_begins_when_somebody_waits_for_more(shop: Shop, fetched: Counter[str]) -> None:
+    """It decodes again what the pieces were decoded from: not while what they brought is still to be applied."""
+    a, start = history(shop)
+    expected, end = rows(shop, a, start, None), shop.now()
+    shop.source.piece_bytes = PIECE
+    active = "select active from pg_replication_slots where slot_name = %s"
+
+    def streaming() -> bool:
+        return shop.sql(active, [shop.slot]) == [(True,)]
+
+    def waits(stream: PgStream) -> None:
+        deadline = time.monotonic() + 30
+        while not stream._resting:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        assert isinstance(stream, PgStream)
+        waits(stream)
+        taken = stream.take()
+        assert taken is not None
+        assert not streaming()
+        until(stream, streaming)
+        assert not copies(shop)
+        assert operations([taken, *caught_up(stream, end)]) == expected
+    # Who is through when the pieces are, and says so, is heard all the same.
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        assert isinstance(stream, PgStream)
+        waits(stream)
+        stream.confirm(stream.complete)
+        confirmed = stream.complete
+    state = shop.source.slot(shop.slot)
+    assert state is not None
+    assert (state.confirmed_flush_lsn, state.active_pid) == (confirmed, None)
+    assert not copies(shop)
 
 
 @pytest.mark.parametrize("confirms", [True, False])

@@ -101,6 +101,7 @@ class Schedule:
             upkeep_commits=rng.choice((3, 5, 8)),
             parked_bytes=rng.choice((4_000, 1 << 30, 1 << 30)),
             retention=self._policy(),
+            rest_interval=random.Random(f"rest {seed}").choice((0.5, 3.0, 10.0)),
             grace=random.Random(f"grace {seed}").choice((0.0, 0.0, 3.0, 600.0)),
         )
         # A fault of resuming can only strike where something is resumed.

@@ -100,6 +100,8 @@ class Settings:
     """Rows read under one exported snapshot, at most."""
     idle_interval: float = 10.0
     """An idle source's position is recorded and confirmed this often."""
+    rest_interval: float = 10.0
+    """A table that nobody changed for so long is at rest: it gets few files."""
     upkeep_commits: int = 32
     """Snapshots are thinned every so many commits."""
     hold_lease: float = 600.0
@@ -217,6 +219,8 @@ class Applier:
         """Tables that may have files worth compacting, the longest waiting first."""
         self._put_off = 0
         """Commits since they had their turn."""
+        self._restless: dict[TableId, float] = {}
+        """Tables that were changed since they were tidied at rest, and when: the last one at the end."""
         self._turn_to_load = True
 
     # ------------------------------------------------------------------------------------------------- start
@@ -235,6 +239,11 @@ class Applier:
     def running(self) -> bool:
         """Whether the source is owned and streaming."""
         return self._stream is not None
+
+    @property
+    def resting(self) -> bool:
+        """Whether every table was tidied at rest since it was changed."""
+        return not self._restless
 
     @property
     def between_batches(self) -> bool:
@@ -318,6 +327,7 @@ class Applier:
         self._tried = self._clock.monotonic()
         self._last_commit = self._tried - self.settings.commit_interval
         self._untidy = dict.fromkeys([*self.followed, *self.parked])
+        self._restless = dict.fromkeys(self.followed, self._tried)
         # Lives that are all shorter than that would never thin anything.
         self._commits = max(self._commits, self._control.snapshots)
 
@@ -1097,6 +1107,10 @@ class Applier:
         if not self._batch.open and self._commits >= self.settings.upkeep_commits:
             self._commits = 0
             return self._expire()
+        if not self._batch.open and (table := self._comes_to_rest()) is not None:
+            if self._compact(table, at_rest=True) is False:
+                del self._restless[table]
+            return Progress("upkeep", position=self.position)
         due = self._last_commit + self.settings.commit_interval
         if self._turn_to_load:
             loading = self._to_load()
@@ -1244,7 +1258,9 @@ class Applier:
             self._storage.delete(location)
         # What waits comes first; and it changes the rows of the files that would be made now.
         waits = self._to_load() is not None or (self._stream is not None and self._stream.buffered >= self.settings.take_bytes)
-        self._untidy |= dict.fromkeys([*(followed.id for followed, _ in touched), *(parked.id for parked, changes in spools if changes)])
+        changed = [followed.id for followed, _ in touched]
+        self._untidy |= dict.fromkeys([*changed, *(parked.id for parked, changes in spools if changes)])
+        self._touched(changed)
         self._put_off += 1
         if not waits or self._put_off >= FANOUT:
             self._put_off = 0
@@ -1256,21 +1272,43 @@ class Applier:
         until = self._clock.monotonic() + self.settings.commit_interval
         for table in list(self._untidy):
             del self._untidy[table]
-            followed = self.followed.get(table)
-            parts: list[Followed | History | Parked | None] = (
-                [followed, followed.history] if followed is not None else [self.parked.get(table)]
-            )
-            for part in parts:
-                change = part.compact(self._marker(self.position)) if part is not None else None
-                if part is None or change is None:
-                    continue
-                after = self._send([self._control.fence(), change])
-                if after is None:
-                    return  # everything was opened anew, and has its turn again
-                part.done(after[1:])
+            worth = self._compact(table)
+            if worth is None:
+                return  # everything was opened anew, and has its turn again
+            if worth:
                 self._untidy[table] = None
             if self._clock.monotonic() >= until:
                 return
+
+    def _touched(self, tables: Iterable[TableId]) -> None:
+        now = self._clock.monotonic()
+        for table in tables:
+            self._restless.pop(table, None)
+            self._restless[table] = now
+
+    def _comes_to_rest(self) -> TableId | None:
+        """A table that rests, and was not tidied since: it was not changed for a while, or who waits for a position has it."""
+        if not self._restless:
+            return None
+        table, since = next(iter(self._restless.items()))
+        due = 0 < self._target <= self.position or self._clock.monotonic() >= since + self.settings.rest_interval
+        return table if due and self._to_load() is None else None
+
+    def _compact(self, table: TableId, *, at_rest: bool = False) -> bool | None:
+        """Rewrite what is worth it, in a commit of its own. Whether anything was; None: somebody else was faster, all is opened anew."""
+        followed = self.followed.get(table)
+        parts: list[Followed | History | Parked | None] = [followed, followed.history] if followed is not None else [self.parked.get(table)]
+        worth = False
+        for part in parts:
+            change = part.compact(self._marker(self.position), at_rest=at_rest) if part is not None else None
+            if part is None or change is None:
+                continue
+            after = self._send([self._control.fence(), change])
+            if after is None:
+                return None
+            part.done(after[1:])
+            worth = True
+        return worth
 
     def _record(self, position: int, commit_time: int, tables: Mapping[str, int]) -> None:
         """A cut in which no table changes: the first position of a new source, or the timeline the source is on now."""
@@ -1391,6 +1429,7 @@ class Applier:
             return Progress("retry", position=self.position)
         followed.done(after[1:])
         self._commits += 1
+        self._touched([followed.id])
         return Progress("load", rows=rows, position=self.position)
 
     def _range_rows(self, followed: Followed, interval: Interval) -> int:

@@ -261,9 +261,9 @@ class Followed(ABC):
 
     # -------------------------------------------------------------------------------------------- compaction
 
-    def compact(self, marker: Marker) -> TableChange | None:
+    def compact(self, marker: Marker, *, at_rest: bool = False) -> TableChange | None:
         """A batch that only rewrites small or hollow files, or None if there is nothing worth it. Needs no running batch."""
-        chosen = choose(self.table)
+        chosen = choose(self.table, at_rest=at_rest)
         if not chosen:
             return None
         delta, moved = rewrite(self.table, chosen)

@@ -182,9 +182,9 @@ class History:
     def _end(self) -> None:
         self._delta = None
 
-    def compact(self, marker: Marker) -> TableChange | None:
+    def compact(self, marker: Marker, *, at_rest: bool = False) -> TableChange | None:
         """A batch that only makes few files of many, or None if there is nothing worth it. Needs no running batch."""
-        chosen = choose(self.table)
+        chosen = choose(self.table, at_rest=at_rest)
         if not chosen:
             return None
         self._delta, _ = rewrite(self.table, chosen)

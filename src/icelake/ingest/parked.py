@@ -184,9 +184,9 @@ class Parked:
 
     # ------------------------------------------------------------------------------------------------------- upkeep
 
-    def compact(self, marker: Marker) -> TableChange | None:
+    def compact(self, marker: Marker, *, at_rest: bool = False) -> TableChange | None:
         """A batch that only makes fewer files of what is kept, or None if there is nothing worth it. Needs no running batch."""
-        if self.spool is None:
+        if self.spool is None or at_rest:
             return None
         chosen = choose_neighbours([self.spool.files[no] for no in self._ordered()])
         if not chosen:

@@ -29,6 +29,8 @@ _BITMAP_MAGIC = b"\xd1\xd3\x39\x64"
 _BE_U32 = Struct(">I")
 _LE_I32 = Struct("<i")
 _MAX_CARDINALITY = 1 << 40
+_WORTH_RUNS = 4
+"""So many times smaller must a vector be as runs. Readers ask it for every row, and search among the runs; a bitmap they only look at."""
 
 
 def bitmap_of(positions: npt.NDArray[np.int64]) -> BitMap64:
@@ -36,7 +38,7 @@ def bitmap_of(positions: npt.NDArray[np.int64]) -> BitMap64:
     if len(positions) and int(positions.min()) < 0:
         raise ValueError("a position in a file cannot be negative")
     # pyroaring takes array.array five times faster than numpy arrays.
-    return BitMap64(array.array("Q", positions.astype(np.uint64, copy=False).tobytes()))
+    return BitMap64(array.array("Q", positions.astype(np.uint64, copy=False).tobytes()), optimize=False)
 
 
 def positions_of(bitmap: BitMap64) -> npt.NDArray[np.int64]:
@@ -46,9 +48,10 @@ def positions_of(bitmap: BitMap64) -> npt.NDArray[np.int64]:
 
 def encode(bitmap: BitMap64) -> bytes:
     """The blob: big-endian length, magic, 64-bit portable roaring, big-endian CRC-32 of magic and bitmap."""
-    compact = bitmap.copy()
-    compact.run_optimize()
-    body = _BITMAP_MAGIC + compact.serialize()
+    plain, runs = bitmap.serialize(), bitmap.copy()
+    runs.run_optimize()
+    short = runs.serialize()
+    body = _BITMAP_MAGIC + (short if len(short) * _WORTH_RUNS <= len(plain) else plain)
     return _BE_U32.pack(len(body)) + body + _BE_U32.pack(zlib.crc32(body))
 
 

@@ -23,6 +23,8 @@ MAX_ROWS = 2 << 20
 FANOUT = 8
 """Files of about one size are merged when there are this many, so each row is rewritten O(log n) times."""
 _SMALLEST = 64 << 10
+_SMALL = 4 << 20
+"""Files below this are few at rest: readers open each, which takes as long as some 10,000 of its rows."""
 _WHOLE = 32 << 20
 """Files from this size on are not merged any more."""
 _FULL = OPEN_BYTES // 2
@@ -51,20 +53,25 @@ _PLACES = ("was_file_no", "was_position", "file_no", "positions", "row_ids")
 """The arrays of ``Moved``, in their order."""
 
 
-def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS) -> list[int]:
-    """Numbers of the files most worth rewriting now, in the order of their row ids; empty if none is."""
+def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS, *, at_rest: bool = False) -> list[int]:
+    """Numbers of the files most worth rewriting now, in the order of their row ids; empty if none is.
+
+    ``at_rest``: nobody changes the table for a while, so small files, of a partition, may become one already if there are two: a row is
+    rewritten until it is in a file that is not small, once each time the table comes to rest.
+    """
+    fanout = 2 if at_rest else FANOUT
     tiers: dict[tuple[int, Partition], list[LiveFile]] = {}
     for file in table.files.values():
         hollow = file.live_count < file.record_count * (1 - _HOLLOW)
         if hollow and (file.size >= _SMALLEST or table.arrow_bytes(file.no) >= _FULL):
             return [file.no]
-        if file.size < _WHOLE:
-            tiers.setdefault((_tier(file.size), file.partition), []).append(file)
+        if file.size < (_SMALL if at_rest else _WHOLE):
+            tiers.setdefault((0 if at_rest else _tier(file.size), file.partition), []).append(file)
     for place, files in tiers.items():
-        if len(files) >= FANOUT:
+        if len(files) >= fanout:
             files.sort(key=lambda file: (file.first_row_id, file.sequence_number))
             tiers[place] = [file for file in files[-_YOUNG:] if table.arrow_bytes(file.no) < _FULL]
-    full = [place for place, files in tiers.items() if len(files) >= FANOUT]
+    full = [place for place, files in tiers.items() if len(files) >= fanout]
     smallest = min((tier for tier, _ in full), default=0)
     # As many partitions as the budget allows, or a table of many would fall behind; files of two are never merged.
     chosen: list[int] = []

@@ -95,3 +95,13 @@ def test_a_footer_without_a_list_of_blobs_is_corrupt(blobs: bytes) -> None:
     file = b"PFA1" + b"PFA1" + footer + struct.pack("<i", len(footer)) + bytes(4) + b"PFA1"
     with pytest.raises(Corrupt, match="not the JSON of the spec"):
         puffin_blobs(file, "x")
+
+
+def test_runs_are_for_few_long_ones() -> None:
+    """Readers ask a vector for every row: a bitmap they look at, among runs they search."""
+    scattered = np.flatnonzero(np.arange(65_536) % 40 < 4)
+    assert len(encode(bitmap_of(scattered))) > 8192
+    assert len(encode(bitmap_of(np.arange(60_000)))) < 64
+    # Also one that was written as runs before it grew.
+    grown = decode(encode(bitmap_of(np.arange(60_000))), 60_000, "x") | bitmap_of(scattered + (1 << 16))
+    assert 8192 < len(encode(grown)) < 8192 + 128

@@ -83,6 +83,32 @@ def test_files_that_are_full_are_left_alone_whoever_wrote_them(monkeypatch: pyte
     assert [mirror.table.files[no].record_count for no in choose(mirror.table)] == [1] * 8
 
 
+def test_at_rest_two_small_files_are_too_many() -> None:
+    mirror = Mirror(SMALL)
+    mirror.commit([(1, "a")])
+    assert choose(mirror.table, at_rest=True) == []
+    for key in range(2, 5):
+        mirror.commit([(key, "b")])
+    assert choose(mirror.table) == []
+    mirror.compact(choose(mirror.table, at_rest=True))
+    assert len(mirror.table.files) == 1
+    mirror.check()
+    assert choose(mirror.table, at_rest=True) == []
+
+
+def test_at_rest_files_that_are_not_small_or_are_full_are_let_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = Mirror(SMALL)
+    for number in range(3):
+        mirror.commit([(100 * number + key, "x" * 100) for key in range(50)])
+    sizes = [file.size for file in mirror.table.files.values()]
+    monkeypatch.setattr(rewriting, "_SMALL", min(sizes))
+    assert choose(mirror.table, at_rest=True) == []
+    monkeypatch.undo()
+    assert len(choose(mirror.table, at_rest=True)) == 3
+    monkeypatch.setattr(rewriting, "_FULL", 5_000)
+    assert choose(mirror.table, at_rest=True) == []
+
+
 def test_a_hollow_file_of_which_little_is_left_on_disk_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = Mirror(SMALL)
     mirror.commit([(key, "x" * 100) for key in range(100)])
