@@ -152,8 +152,14 @@ class Lakehouse:
         target: int | None = None
         began = last_good = looked = self._clock.monotonic()
         totals = {"changes": 0, "rows_loaded": 0, "transactions": 0, "commits": 0}
+        reached: Json | None = None
         while True:
-            progress = applier.step(0.5)
+            try:
+                progress = applier.step(0.5)
+            except IcelakeError:
+                if reached is not None:
+                    return reached  # what is in the way of tidying up afterwards is met by the next sync
+                raise
             now = self._clock.monotonic()
             totals["changes"] += progress.changes
             totals["rows_loaded"] += progress.rows
@@ -182,8 +188,10 @@ class Lakehouse:
                 target = self._target(settings, until)
                 applier.run_to(target)
             status["reached"] = target is not None and applier.running and applier.position >= target and not applier.loading
-            if status["reached"] and applier.resting:
-                return status
+            if status["reached"]:
+                if progress.error is not None or not applier.restless:
+                    return status
+                reached = status
             if stop is not None and stop.is_set():
                 return status
 
@@ -363,7 +371,14 @@ class Lakehouse:
         where = self.resolve(at)
         lease = self._catalog.lease(f"query {os.getpid()}", where.snapshots, QUERY_LEASE) if where.snapshots else None
         try:
-            return self._engine().query(sql, where.tables, where.absent)
+            engine = self._engine()
+            try:
+                return engine.query(sql, where.tables, where.absent)
+            except Exception:
+                # After some errors a DuckDB answers nothing any more; which they are need not be known.
+                with self._asking:
+                    self._asked = None
+                raise
         except ProjectError as error:
             if error.code == "SQL_UNKNOWN_TABLE" and (meant := named(sql, where.absent)):
                 raise Refused(

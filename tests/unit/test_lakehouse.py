@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from icelake.errors import ProjectError
 from icelake.lakehouse import Lakehouse
 
 PROJECT = """[project]
@@ -25,6 +28,9 @@ def test_questions_share_a_duckdb(tmp_path: Path) -> None:
         engine = lakehouse._engine()
         assert lakehouse.query("select 1 as n").to_pylist() == [{"n": 1}]
         assert lakehouse._engine() is engine
+        with pytest.raises(ProjectError, match="SQL_"):
+            lakehouse.query("select nonsense")
+        assert lakehouse._engine() is not engine, "it may be one that answers nothing any more"
     with Lakehouse.open(tmp_path) as lakehouse:
         assert lakehouse._engine() is not engine
 

@@ -59,7 +59,8 @@ class Rig:
 @contextmanager
 def rig(tables: str = "public.*", *, settings: Mapping[str, str] | None = None, extra: str = "") -> Iterator[Rig]:
     """A server reached over its unix socket, and an empty lakehouse beside it. ``extra``: more of the project file, TOML."""
-    project = f'[project]\nname = "bench"\n[sources.main]\ndsn = {{ file = "dsn" }}\ntables = ["{tables}"]\n{extra}'
+    source = f'[sources.main]\ndsn = {{ file = "dsn" }}\ntables = ["{tables}"]\n'
+    project = f'[project]\nname = "bench"\n{source}[retention]\ngrace = "0s"\n{extra}'
     with Postgres(settings=settings) as postgres, _project(postgres, project) as folder, Lakehouse.open(folder) as lakehouse:
         yield Rig(postgres, postgres.dsn_socket, lakehouse, folder)
 

@@ -14,7 +14,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -216,7 +216,7 @@ class DuckDBEngine:
         finally:
             # The answer may have been left half read; closing the cursor ends it, and only then can its catalog go.
             cursor.close()
-            with self._connection.cursor() as last:
+            with suppress(duckdb.Error), self._connection.cursor() as last:
                 last.execute(f"DETACH DATABASE IF EXISTS {catalog}")
 
 

@@ -219,6 +219,8 @@ class Applier:
         """Tables that may have files worth compacting, the longest waiting first."""
         self._put_off = 0
         """Commits since they had their turn."""
+        self._turn_to_rest = True
+        """Nothing that waits is let wait for more than one step of that, between two commits."""
         self._restless: dict[TableId, float] = {}
         """Tables that were changed since they were tidied at rest, and when: the last one at the end."""
         self._turn_to_load = True
@@ -241,9 +243,9 @@ class Applier:
         return self._stream is not None
 
     @property
-    def resting(self) -> bool:
-        """Whether every table was tidied at rest since it was changed."""
-        return not self._restless
+    def restless(self) -> bool:
+        """Whether the next step would tidy a table at rest, if nothing else came before it."""
+        return self.running and self._comes_to_rest() is not None
 
     @property
     def between_batches(self) -> bool:
@@ -1107,9 +1109,8 @@ class Applier:
         if not self._batch.open and self._commits >= self.settings.upkeep_commits:
             self._commits = 0
             return self._expire()
-        if not self._batch.open and (table := self._comes_to_rest()) is not None:
-            if self._compact(table, at_rest=True) is False:
-                del self._restless[table]
+        if not self._batch.open and (self._turn_to_rest or not stream.buffered) and self._tidy_at_rest():
+            self._turn_to_rest = False
             return Progress("upkeep", position=self.position)
         due = self._last_commit + self.settings.commit_interval
         if self._turn_to_load:
@@ -1130,6 +1131,7 @@ class Applier:
             return self._commit(idle)
         elif not self._turn_to_load and self._to_load() is not None:
             self._turn_to_load = True
+            stream.wait(0)
             return Progress("wait", position=self.position)
         wait, enough = timeout, 0
         if stream.buffered or self._batch.open:
@@ -1253,6 +1255,7 @@ class Applier:
             unused += followed.idle()
         self._batch = _Batch()
         self._commits += 1
+        self._turn_to_rest = True
         self._confirm(position)
         for location in unused:
             self._storage.delete(location)
@@ -1291,8 +1294,16 @@ class Applier:
         if not self._restless:
             return None
         table, since = next(iter(self._restless.items()))
-        due = 0 < self._target <= self.position or self._clock.monotonic() >= since + self.settings.rest_interval
+        due = self._clock.monotonic() >= since + self.settings.rest_interval or (0 < self._target <= self.position and not self.loading)
         return table if due and self._to_load() is None else None
+
+    def _tidy_at_rest(self) -> bool:
+        """A step of compaction for the first table at rest that needs one; whether there was one."""
+        while (table := self._comes_to_rest()) is not None:
+            if self._compact(table, at_rest=True) is not False:
+                return True
+            del self._restless[table]
+        return False
 
     def _compact(self, table: TableId, *, at_rest: bool = False) -> bool | None:
         """Rewrite what is worth it, in a commit of its own. Whether anything was; None: somebody else was faster, all is opened anew."""
@@ -1456,17 +1467,19 @@ class Applier:
             self.close()
             return Progress("retry", position=self.position)
         now = int(self._clock.now() * 1000)
-        self._bin.empty(control, lambda table: tables.get(table) or self._catalog.load(table), now - int(1000 * self.settings.grace))
+        # Nobody waits for what is to be deleted: it is no reason to stop.
+        until = now - int(1000 * self.settings.grace)
+        trouble = self._bin.empty(control, lambda table: tables.get(table) or self._catalog.load(table), until)
         plan = plan_expiry(control, tables, self._catalog.leases(), self.settings.retention, now, self._storage)
         if not plan.files:
-            return Progress("upkeep", position=self.position)
+            return Progress("upkeep", position=self.position, error=trouble)
         fenced = plan.fenced(self._control.fence(), self._bin.add(control, plan.files, now))
         try:
             after = commit(self._catalog, self._clock, fenced)
         except CommitConflict:
             # A lease was taken meanwhile, or we are fenced: then it is not ours to do.
             self._control.check()
-            return Progress("upkeep", position=self.position)
+            return Progress("upkeep", position=self.position, error=trouble)
         self._control.still_ours(after[0])
         for change, loaded in zip(fenced, after, strict=True):
             if change.id == self._control.id:
@@ -1475,7 +1488,7 @@ class Applier:
                 opened[change.id].adopt(loaded, None)
             else:
                 self.parked[change.id].mirror = loaded
-        return Progress("upkeep", position=self.position)
+        return Progress("upkeep", position=self.position, error=trouble)
 
     # -------------------------------------------------------------------------------------------------- hold
 

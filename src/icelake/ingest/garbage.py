@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 import orjson
 
-from icelake.errors import Corrupt, NoSuchTable
+from icelake.errors import Corrupt, IcelakeError, NoSuchTable, Refused, Unreachable
 from icelake.model.relation import TableId
 from icelake.ports import Chance, Json, LoadedTable, Storage
 from icelake.tables.expire import still_needed
 
 GARBAGE = "icelake.garbage"
 """Property of the control table: ``[[milliseconds, location of a list], ...]``, oldest first."""
+_AT_ONCE = 4
+"""Lists that are emptied in one upkeep: there is one a time, but for those that a pause left behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,22 @@ class Bin:
         self._emptied: frozenset[Listed] = frozenset()
         """Lists that are still named and need not be read again."""
 
-    def empty(self, control: LoadedTable, load: Callable[[TableId], LoadedTable], until_ms: int) -> None:
-        """Delete what lists name that were made until then. ``load``: a table as the catalog has it now (raises NoSuchTable)."""
+    def empty(self, control: LoadedTable, load: Callable[[TableId], LoadedTable], until_ms: int) -> IcelakeError | None:
+        """Delete what lists name that were made until then: of a few lists, the oldest first. What went wrong, if anything did.
+
+        ``load``: a table as the catalog has it now (raises NoSuchTable). What could not be deleted is tried again the next time.
+        """
         due = [one for one in _named(control) if one.made_ms <= until_ms]
-        self._emptied = frozenset(one for one in due if one in self._emptied or self._delete(one, load))
+        self._emptied = self._emptied.intersection(due)
+        for one in [one for one in due if one not in self._emptied][:_AT_ONCE]:
+            try:
+                gone = self._delete(one, load)
+                self._storage.flush()
+            except (Unreachable, Refused, Corrupt) as error:
+                return error
+            if gone:
+                self._emptied |= {one}
+        return None
 
     def add(self, control: LoadedTable, files: Mapping[TableId, Sequence[str]], now_ms: int) -> Json:
         """Write a list of these files, durably: the update of the control table that names it, and those not emptied before it no more."""

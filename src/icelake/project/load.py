@@ -40,6 +40,7 @@ FILE = "icelake.toml"
 PROFILES = ("embedded", "stack", "external")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MOST_GRACE = 3600
 _DURATION = re.compile(r"(\d{1,9})\s*([smhd])")
 
 
@@ -349,7 +350,11 @@ def _retention(writing: _Writing, retention: _Retention) -> RetentionSettings:
     if any(step <= 0 for step in steps) or any(later % earlier for earlier, later in pairwise(steps)):
         why = "only then is what a later step keeps still there"
         raise writing.error("PROJECT_BAD_VALUE", ("retention", "thin"), "every step must divide the next", why, "as in 10s, 1m, 1h, 1d")
-    return RetentionSettings(ages[0], thin, _seconds(retention.grace))
+    grace = _seconds(retention.grace)
+    if grace > _MOST_GRACE:
+        why = "what is to be deleted is listed in the control table, whose metadata every commit writes"
+        raise writing.error("PROJECT_BAD_VALUE", ("retention", "grace"), "is more than an hour", why, "keep the snapshots for longer: thin")
+    return RetentionSettings(ages[0], thin, grace)
 
 
 def _seconds(text: str) -> int:

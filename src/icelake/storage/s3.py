@@ -121,6 +121,7 @@ class S3Storage:
             self._send_again()
             while any(upload.error is None for upload in self._uploads.values()):
                 self._changed.wait()
+            self._after_delete()
             self._raise_failure()
 
     def _send_again(self) -> None:

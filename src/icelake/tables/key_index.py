@@ -704,7 +704,7 @@ def _new_table(size: int, scratch: str | None) -> _Words:
     if rows is None:
         memory = mmap.mmap(-1, size * 32, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # Touched all over in no order: in pages of 4 KiB, faults are two thirds of what it takes to fill one. NumPy asks for the same.
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):
             memory.madvise(mmap.MADV_HUGEPAGE)
         rows = np.frombuffer(memory, np.uint64).reshape(size, 4)
     return rows

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from icelake.tables.data_files import TARGET_BYTES
+from icelake.tables.data_files import TARGET_BYTES, TARGET_ROWS
 from icelake.tables.layout import Partition
 from icelake.tables.schema import LAST_UPDATED, ROW_ID
 from icelake.tables.table import OPEN_BYTES, Delta, LiveFile, Table, one_batch
@@ -70,7 +70,7 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS, *
     for place, files in tiers.items():
         if len(files) >= fanout:
             files.sort(key=lambda file: (file.first_row_id, file.sequence_number))
-            tiers[place] = [file for file in files[-_YOUNG:] if table.arrow_bytes(file.no) < _FULL]
+            tiers[place] = [file for file in files[-_YOUNG:] if not _is_full(table, file)]
     full = [place for place, files in tiers.items() if len(files) >= fanout]
     smallest = min((tier for tier, _ in full), default=0)
     # As many partitions as the budget allows, or a table of many would fall behind; files of two are never merged.
@@ -144,6 +144,11 @@ def _append(delta: Delta, held: Sequence[tuple[int, npt.NDArray[np.int64], pa.Ta
         placed.positions,
         row_ids,
     )
+
+
+def _is_full(table: Table, file: LiveFile) -> bool:
+    """Whether a file that is written ends about here, however small it is on disk: merged, such files would be as many as before."""
+    return table.arrow_bytes(file.no) >= _FULL or file.record_count >= TARGET_ROWS // 2
 
 
 def _tier(size: int) -> int:

@@ -1,5 +1,11 @@
 """What an expiry lets go is written down, and deleted when its time has come: by whoever is there then, and only if nobody needs it."""
 
+from typing import Any
+
+import pytest
+
+from icelake.errors import Refused, Unreachable
+from icelake.ingest import garbage
 from icelake.ingest.garbage import GARBAGE, Bin
 from icelake.model.relation import TableId
 from icelake.ports import LoadedTable, TableChange
@@ -140,3 +146,40 @@ def test_a_list_that_somebody_took_for_an_orphan_and_one_that_is_damaged_stop_no
     del lake.files[location]
     lake.expire(ids[5:6])
     assert location not in lake.load(lake.control).metadata["properties"][GARBAGE]
+
+
+def test_what_cannot_be_deleted_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake()
+    ids = lake.grow(4)
+    files = lake.expire(ids[:2])
+    for error in (Unreachable("X", "no answer"), Refused("Y", "not allowed")):
+        with monkeypatch.context() as patch:
+            patch.setattr(lake.mirror.storage, "flush", failing(error))
+            assert lake.bin.empty(lake.load(lake.control), lake.load, lake.now) is error
+    more = lake.expire(ids[2:4])
+    assert lake.there(files) == 0
+    assert lake.bin.empty(lake.load(lake.control), lake.load, lake.now) is None
+    assert lake.there(more) == 0
+
+
+def failing(error: Exception) -> Any:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_what_a_pause_left_behind_is_deleted_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake()
+    ids = lake.grow(6)
+    lists = []
+    for at in range(0, 6, 2):
+        change, files = expire(lake.load(TABLE), ids[at : at + 2], lake.mirror.storage)
+        update = lake.bin.add(lake.load(lake.control), {TABLE: files}, at)
+        lake.mirror.catalog.commit([TableChange(lake.control, [], [update]), change])
+        lists.append(files)
+    monkeypatch.setattr(garbage, "_AT_ONCE", 2)
+    lake.bin.empty(lake.load(lake.control), lake.load, 10)
+    assert [lake.there(files) > 0 for files in lists] == [False, False, True]
+    lake.bin.empty(lake.load(lake.control), lake.load, 10)
+    assert lake.there(lists[2]) == 0

@@ -153,6 +153,7 @@ memory_limit = "1.5GB"
         (("# a shop", "[commit]\ninterval_ms = 0"), "PROJECT_BAD_VALUE", 2, ["commit.interval_ms", "50"]),
         (("# a shop", "[commit]\ninterval_ms = true"), "PROJECT_BAD_VALUE", 2, ["integer", "not a boolean"]),
         (("# a shop", "[retention]\nkeep_all = '10 fortnights'"), "PROJECT_BAD_VALUE", 2, ["s, m, h or d"]),
+        (("# a shop", "[retention]\ngrace = '2h'"), "PROJECT_BAD_VALUE", 2, ["more than an hour", "listed in the control table"]),
         (("# a shop", "[retention]\nthin = [['1s', '10s']]"), "PROJECT_BAD_VALUE", 2, ["ages and steps must grow"]),
         (("# a shop", "[retention]\nthin = [['7s', '2m'], ['10s', '3m']]"), "PROJECT_BAD_VALUE", 2, ["divide the next"]),
         (("# a shop", "[query]\nmemory_limit = 'lots'"), "PROJECT_BAD_VALUE", 2, ["512MB"]),

@@ -194,6 +194,19 @@ def test_a_delete_that_failed_is_said_and_the_object_stays(opened: Open, proxy: 
     assert sorted(content(storage)) == ["b", "c"]
 
 
+def test_what_was_deleted_is_gone_when_a_flush_returns(opened: Open, proxy: Proxy) -> None:
+    storage = opened()
+    for number in range(20):
+        storage.write(at(storage, str(number)), b"x")
+    storage.flush()
+    proxy.choose = lambda method, path: "slow" if method in ("DELETE", "POST") else None
+    for number in range(20):
+        storage.delete(at(storage, str(number)))
+    storage.flush()
+    proxy.choose = lambda method, path: None
+    assert content(opened()) == {}
+
+
 def test_no_object_appears_after_it_was_deleted(opened: Open, proxy: Proxy) -> None:
     """A delete waits for the upload it overtakes, however the upload ends."""
     storage = opened()

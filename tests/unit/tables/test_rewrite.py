@@ -109,6 +109,17 @@ def test_at_rest_files_that_are_not_small_or_are_full_are_let_alone(monkeypatch:
     assert choose(mirror.table, at_rest=True) == []
 
 
+def test_files_of_so_many_rows_that_two_make_two_again_are_let_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = Mirror(SMALL)
+    for number in range(8):
+        mirror.commit([(100 * number + key, "x") for key in range(50)])
+    monkeypatch.setattr(rewriting, "TARGET_ROWS", 100)
+    assert choose(mirror.table) == []
+    assert choose(mirror.table, at_rest=True) == []
+    monkeypatch.setattr(rewriting, "TARGET_ROWS", 102)
+    assert len(choose(mirror.table)) == 8
+
+
 def test_a_hollow_file_of_which_little_is_left_on_disk_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = Mirror(SMALL)
     mirror.commit([(key, "x" * 100) for key in range(100)])

@@ -30,6 +30,7 @@ ALWAYS = {
     # Names mean the server's own, whatever schemas a database has.
     "search_path": "pg_catalog",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
 }
 
 _SAID_BEFORE_A_SQLSTATE: tuple[tuple[str, str], ...] = (

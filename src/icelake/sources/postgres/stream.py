@@ -56,6 +56,8 @@ _FLUSHES, _FLUSH_PAUSE = 8, 0.03
 """How often it is looked whether what was logged is flushed, and the seconds between: PostgreSQL's WAL writer does it every 0.2 s."""
 _PAGE_HEADER = 40
 """Bytes of the longest header of a page of the log."""
+_REST = 10.0
+"""Seconds between the last piece and the walsender, at most."""
 _REPLY_PAUSE = 0.05
 """Seconds between answers to a server that keeps asking."""
 _SHUTDOWN_REQUESTS = 100
@@ -203,6 +205,8 @@ class PgStream:
         self._news = 0
         self._enough: int | None = None
         """What somebody who waits, waits for."""
+        self._more = False
+        """Whether somebody waited for more than was here, since the last piece came."""
         self._resting = False
         self._failure: BaseException | None = None
         self._closing = False
@@ -367,20 +371,21 @@ class PgStream:
             raise Unreachable("SOURCE_UNREACHABLE", f"slot {self._slot} is in use", why, "it is tried again") from error
 
     def _until_wanted(self) -> None:
-        """Rest until the applier waits for more than what is here, or closes.
+        """Rest until the applier waits for more than what is here, or closes; not for long.
 
         A walsender decodes again what was decoded for the copy, on a core that somebody else may need for what it sent.
         """
         with self._changed:
             self._resting = True
-        while not self._closing and not self._wanted():
-            self._pause(60, room=False)
+        until = time.monotonic() + _REST
+        while not self._closing and not self._wanted() and time.monotonic() < until:
+            self._pause(until - time.monotonic(), room=False)
         with self._changed:
             self._resting = False
 
     def _wanted(self) -> bool:
         with self._changed:
-            return self._enough is not None and not self._came(self._enough)
+            return self._more or (self._enough is not None and not self._came(self._enough))
 
     def _fetch(self, until: int) -> bool:
         """Receive every transaction whose commit record starts before ``until``. False: the server has no room, and sent none."""
@@ -428,6 +433,7 @@ class PgStream:
             if self._failure is None:
                 self.server_lsn = max(self.server_lsn, self._fetched)
             self._news += 1
+            self._more = False
             self._changed.notify_all()
         return reached is not None
 
@@ -454,6 +460,7 @@ class PgStream:
     def wait(self, timeout: float, enough: int = 0) -> bool:
         with self._changed:
             self._enough = enough
+            self._more = self._more or not self._came(enough)
             if self._resting:
                 self._wake()
             self._changed.wait_for(lambda: self._came(enough) or self._failure is not None, timeout)
@@ -817,7 +824,10 @@ class PgStream:
                     self._advance(server)
             return
         if self._copy:
-            # A walsender is told without reading anything.
+            if self._confirmed <= self._confirmed_told:
+                return
+            # A walsender is told without reading anything. The copy goes with the session.
+            self._copy = ""
             self._start_replication()
         self._tell(now_at_least=True)
         pgconn.put_copy_end(None)
