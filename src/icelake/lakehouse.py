@@ -189,7 +189,9 @@ class Lakehouse:
                 applier.run_to(target)
             status["reached"] = target is not None and applier.running and applier.position >= target and not applier.loading
             if status["reached"]:
-                if progress.error is not None or not applier.restless:
+                # What it brought is tidied, as long as nothing else comes between.
+                goes_on = progress.error is None and (reached is None or progress.kind == "upkeep")
+                if not (goes_on and applier.restless):
                     return status
                 reached = status
             if stop is not None and stop.is_set():
