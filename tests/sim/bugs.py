@@ -395,7 +395,7 @@ _ALL = (
     Bug(
         "a list is not synced",
         "files first, then the pointer to them",
-        (Patch(GARBAGE, "        self._storage.flush()\n", ""),),
+        (Patch(GARBAGE, "        self._storage.flush()\n        kept = [", "        kept = ["),),
     ),
     Bug(
         "key index believed",
@@ -410,9 +410,12 @@ _ALL = (
         ),
     ),
     Bug(
-        "expiry fenced by the successor",
+        "expiry without a fence",
         "a zombie's commit fails, whatever it commits",
-        (Patch(APPLIER, "        self._control.still_ours(control)\n", ""),),
+        (
+            Patch(APPLIER, "        self._control.still_ours(control)\n", ""),
+            Patch(UPKEEP, "replace(fence, updates=", "replace(fence, requirements=[], updates="),
+        ),
     ),
     Bug(
         "idle position read late",

@@ -1453,8 +1453,8 @@ class Applier:
     # ------------------------------------------------------------------------------------------------ upkeep
 
     def _expire(self) -> Progress:
-        # As the catalog has them now: a branch that someone made keeps files that main alone would not. The plan's requirements
-        # are made of what is read here, so it must still be ours: else a zombie would fence itself with its successor's snapshot.
+        # As the catalog has them now: a branch that someone made keeps files that main alone would not. A zombie, which could commit
+        # nothing, need not plan.
         control = self._catalog.load(self._control.id)
         self._control.still_ours(control)
         spools = {p.spool.id: p.spool for p in self.parked.values() if p.spool is not None}
