@@ -1,7 +1,9 @@
 """What one table has to wait for, the others do not: a transaction that runs for long, a lock that somebody holds."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -122,6 +124,7 @@ def test_a_table_at_rest_is_compacted_too(quick: Quick, monkeypatch: pytest.Monk
     quick.sql("create table b (id int primary key)")
     with monkeypatch.context() as patch:
         patch.setattr(Applier, "_tidy", lambda _: None)
+        patch.setattr(Applier, "_tidy_at_rest", lambda _: False)
         for number in range(9):
             quick.sql(f"insert into b values ({number})")
             quick.sync()
@@ -129,6 +132,33 @@ def test_a_table_at_rest_is_compacted_too(quick: Quick, monkeypatch: pytest.Monk
     quick.sql("insert into a values (7)")
     quick.sync()
     assert files() == 1
+    quick.whole()
+
+
+def test_a_table_that_comes_to_rest_has_few_files(quick: Quick) -> None:
+    """Of a few small files one is made: by a sync that is through, and by one that follows when nothing was changed for a while."""
+
+    def files() -> int:
+        with quick.open() as lakehouse:
+            return next(int(table["files"]) for table in lakehouse.tables() if table["name"] == "public.a")
+
+    for number in range(1, 4):
+        quick.sql(f"insert into a values ({number})")
+        quick.sync()
+        assert files() == 1
+    with quick.applier() as (lakehouse, applier):
+        applier.settings = replace(applier.settings, commit_interval=0.0, idle_interval=60.0, rest_interval=3.0)
+        applier.step(0.05)
+        for number in range(10, 14):
+            quick.sql(f"insert into a values ({number})")
+            target = lakehouse._source(lakehouse._source_settings(None)).current_lsn()
+            while applier.position < target:
+                applier.step(0.05)
+        assert files() > 3
+        deadline = time.monotonic() + 30
+        while files() > 1 and time.monotonic() < deadline:
+            applier.step(0.2)
+        assert files() == 1
     quick.whole()
 
 
