@@ -4,6 +4,7 @@ The applier is the real one, in this process. It dies at the product's own fault
 nothing catches; whatever opens the lake next is what a new process would be. ``Wire`` stands between an applier and its catalog.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,9 @@ interval_ms = 50
         """Step until everything of this moment is in the lake."""
         target = lakehouse._source(lakehouse._source_settings(None)).current_lsn()
         applier.run_to(target)
-        for _ in range(1000):
+        # By time: while the server has not flushed a range's position yet, steps are short and many.
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             if applier.running and applier.position >= target and not applier.loading:
                 return
             applier.step(0.05)
