@@ -57,13 +57,14 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS, *
     """Numbers of the files most worth rewriting now, in the order of their row ids; empty if none is.
 
     ``at_rest``: nobody changes the table for a while, so small files, of a partition, may become one already if there are two: a row is
-    rewritten until it is in a file that is not small, once each time the table comes to rest.
+    rewritten until it is in a file that is not small, once each time the table comes to rest. Hollow files have their turn at commits:
+    a caller who has what it waits for is not kept for them.
     """
     fanout = 2 if at_rest else FANOUT
     tiers: dict[tuple[int, Partition], list[LiveFile]] = {}
     for file in table.files.values():
         hollow = file.live_count < file.record_count * (1 - _HOLLOW)
-        if hollow and (file.size >= _SMALLEST or table.arrow_bytes(file.no) >= _FULL):
+        if hollow and not at_rest and (file.size >= _SMALLEST or table.arrow_bytes(file.no) >= _FULL):
             return [file.no]
         if file.size < (_SMALL if at_rest else _WHOLE):
             tiers.setdefault((0 if at_rest else _tier(file.size), file.partition), []).append(file)
