@@ -373,14 +373,7 @@ class Lakehouse:
         where = self.resolve(at)
         lease = self._catalog.lease(f"query {os.getpid()}", where.snapshots, QUERY_LEASE) if where.snapshots else None
         try:
-            engine = self._engine()
-            try:
-                return engine.query(sql, where.tables, where.absent)
-            except Exception:
-                # After some errors a DuckDB answers nothing any more; which they are need not be known.
-                with self._asking:
-                    self._asked = None
-                raise
+            return self._engine().query(sql, where.tables, where.absent)
         except ProjectError as error:
             if error.code == "SQL_UNKNOWN_TABLE" and (meant := named(sql, where.absent)):
                 raise Refused(
@@ -395,12 +388,14 @@ class Lakehouse:
                 self._catalog.release(lease.id)
 
     def _engine(self) -> "DuckDBEngine":
-        """The DuckDB of all questions, because starting one costs more than most of them; a new one when the storage has new keys."""
+        """The DuckDB of all questions, because starting one costs more than most of them; a new one when the storage has new keys, or
+
+        an error left one that answers nothing any more."""
         from icelake.engines.duckdb import DuckDBEngine
 
         keys = None if self.project.s3 is None else self.project.s3.reveal()
         with self._asking:
-            if self._asked is None or self._asked[0] != keys:
+            if self._asked is None or self._asked[0] != keys or self._asked[1].spent:
                 # Who is still asking the one before has hold of it: it ends with the last of them.
                 engine = DuckDBEngine(
                     [self.project.warehouse],

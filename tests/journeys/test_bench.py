@@ -1,8 +1,10 @@
 """The benchmarks themselves: what they wrote is in the lake, and each figure has its limit. Their times nobody judges here."""
 
+import resource
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -59,9 +61,12 @@ def test_commits_and_reads_are_measured_and_verified(monkeypatch: pytest.MonkeyP
 
 
 def test_memory_is_that_of_the_process_that_syncs() -> None:
+    # However large the one that measures is, or was.
+    filled = np.ones(1 << 27)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > filled.nbytes >> 10
     result = bench.run("memory", 1000, lambda _: None)
     assert result["verified"]
-    assert 50 < result["figures"][0]["value"] < 4000
+    assert 50 < result["figures"][0]["value"] < 1000
 
 
 def test_the_first_sync_compiles_and_the_next_ones_find_it() -> None:

@@ -30,9 +30,20 @@ def test_questions_share_a_duckdb(tmp_path: Path) -> None:
         assert lakehouse._engine() is engine
         with pytest.raises(ProjectError, match="SQL_"):
             lakehouse.query("select nonsense")
-        assert lakehouse._engine() is not engine, "it may be one that answers nothing any more"
+        assert lakehouse._engine() is engine
     with Lakehouse.open(tmp_path) as lakehouse:
         assert lakehouse._engine() is not engine
+
+
+def test_a_duckdb_that_answers_nothing_any_more_is_replaced(tmp_path: Path) -> None:
+    """Simulated: its connection ends while a question is asked."""
+    (tmp_path / "icelake.toml").write_text(PROJECT)
+    with Lakehouse.open(tmp_path) as lakehouse:
+        engine = lakehouse._engine()
+        with engine.read("select 1 as n", {}):
+            engine._connection.close()
+        assert lakehouse._engine() is not engine
+        assert lakehouse.query("select 1 as n").to_pylist() == [{"n": 1}]
 
 
 def test_new_keys_of_the_storage_are_used(tmp_path: Path) -> None:

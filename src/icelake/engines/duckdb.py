@@ -14,7 +14,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -178,6 +178,8 @@ class DuckDBEngine:
     ) -> None:
         self._connection = connect(folders, memory_limit=memory_limit, scratch=scratch, threads=threads, s3=s3)
         self._numbers = itertools.count()
+        self.spent = False
+        """Whether an error of a question left a DuckDB that answers nothing any more (its FATAL and INTERNAL errors do)."""
 
     def close(self) -> None:
         self._connection.close()
@@ -216,8 +218,12 @@ class DuckDBEngine:
         finally:
             # The answer may have been left half read; closing the cursor ends it, and only then can its catalog go.
             cursor.close()
-            with suppress(duckdb.Error), self._connection.cursor() as last:
-                last.execute(f"DETACH DATABASE IF EXISTS {catalog}")
+            try:
+                with self._connection.cursor() as last:
+                    last.execute(f"DETACH DATABASE IF EXISTS {catalog}")
+            except duckdb.Error:
+                # What the question met is the error to tell.
+                self.spent = True
 
 
 def _open(cursor: duckdb.DuckDBPyConnection, catalog: str, sql: str, tables: Mapping[str, TableAt], absent: Collection[str]) -> None:

@@ -24,10 +24,7 @@ class Expiry:
     files: Mapping[TableId, Sequence[str]]
 
     def fenced(self, fence: TableChange, more: Json) -> list[TableChange]:
-        """The whole commit, with one more update of the control table, whose part says that this epoch still owns the source.
-
-        The control table comes first: by it such a commit is found again (``ingest.commit.landed``).
-        """
+        """The whole commit, with one more update of the control table, whose part says that this epoch still owns the source."""
         return [replace(fence, updates=[*self.control, more]), *self.changes]
 
 

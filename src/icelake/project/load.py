@@ -41,6 +41,7 @@ PROFILES = ("embedded", "stack", "external")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MOST_GRACE = 3600
+"""Seconds: there is a list for every upkeep in it, and each is named in what every commit writes."""
 _DURATION = re.compile(r"(\d{1,9})\s*([smhd])")
 
 

@@ -166,7 +166,6 @@ class PgStream:
         self._piece = piece_bytes
         self._fetched = start
         self._copy = ""
-        self._fetching = False
         self._decoder = Decoder(self._agree)
         self.kept = Kept(dsn)
         """For look-ups, by who takes; closed with the stream."""
@@ -207,7 +206,6 @@ class PgStream:
         """What somebody who waits, waits for."""
         self._more = False
         """Whether somebody waited for more than was here, since the last piece came."""
-        self._resting = False
         self._failure: BaseException | None = None
         self._closing = False
         try:
@@ -375,17 +373,9 @@ class PgStream:
 
         A walsender decodes again what was decoded for the copy, on a core that somebody else may need for what it sent.
         """
-        with self._changed:
-            self._resting = True
         until = time.monotonic() + _REST
-        while not self._closing and not self._wanted() and time.monotonic() < until:
+        while not self._closing and not self._more and time.monotonic() < until:
             self._pause(until - time.monotonic(), room=False)
-        with self._changed:
-            self._resting = False
-
-    def _wanted(self) -> bool:
-        with self._changed:
-            return self._more or (self._enough is not None and not self._came(self._enough))
 
     def _fetch(self, until: int) -> bool:
         """Receive every transaction whose commit record starts before ``until``. False: the server has no room, and sent none."""
@@ -395,7 +385,6 @@ class PgStream:
             self._copy, format_lsn(until), sql.SQL(", ").join(["proto_version", "1", "publication_names", named, "messages", "false"])
         )
         statement = sql.SQL("copy (select data from {}) to stdout (format binary)").format(changes)
-        self._fetching = True
         pgconn.send_query(statement.as_bytes(self._connection))
         while pgconn.is_busy():
             self._pause(60, room=True)
@@ -418,7 +407,6 @@ class PgStream:
         result = pgconn.get_result()
         while pgconn.get_result() is not None:
             pass
-        self._fetching = False
         if result is None or result.status != pq.ExecStatus.COMMAND_OK:
             state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"") if result is not None else b""
             # Class 53, insufficient resources: it gathers a piece's changes before it sends the first.
@@ -433,7 +421,8 @@ class PgStream:
             if self._failure is None:
                 self.server_lsn = max(self.server_lsn, self._fetched)
             self._news += 1
-            self._more = False
+            # Who is not helped by it waits already.
+            self._more = self._enough is not None and not self._came(self._enough)
             self._changed.notify_all()
         return reached is not None
 
@@ -460,8 +449,8 @@ class PgStream:
     def wait(self, timeout: float, enough: int = 0) -> bool:
         with self._changed:
             self._enough = enough
-            self._more = self._more or not self._came(enough)
-            if self._resting:
+            if not self._came(enough) and not self._more:
+                self._more = True
                 self._wake()
             self._changed.wait_for(lambda: self._came(enough) or self._failure is not None, timeout)
             self._enough = None
@@ -817,7 +806,8 @@ class PgStream:
     def _end(self) -> None:
         """End politely, so the last confirmation is read and the slot is free when this returns; but do not wait for long."""
         pgconn = self._connection.pgconn
-        if self._fetching:
+        if self._copy and pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            # In the middle of a piece.
             self._connection.cancel_safe(timeout=1)
             if self._confirmed > self._confirmed_told:
                 with session(self._dsn, "cannot confirm what the lake holds", statement_seconds=5) as server:
