@@ -161,6 +161,11 @@ class Stream(Protocol):
         """Every commit before this position has been *received* (keepalives and transactions). Never less than ``complete``."""
         ...
 
+    @property
+    def behind(self) -> bool:
+        """Whether the source is known to have much that was not received yet: what it changes is not worth tidying now."""
+        ...
+
     def wait(self, timeout: float, enough: int = 0) -> bool:
         """Receive until something new came or ``timeout`` seconds passed; True if something did (keepalives count).
 

@@ -13,10 +13,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from icelake.errors import Gap, Refused, Unreachable
+from icelake.errors import Gap, Refused, Unreachable, ValueOutOfContract
 from icelake.model.lsn import parse_lsn
 from icelake.model.relation import Relation
 from icelake.sources.postgres import stream as module
+from icelake.sources.postgres.pgoutput import Decoder, DecoderState
 from icelake.sources.postgres.server import PostgresSource
 from icelake.sources.postgres.stream import PgStream
 from tests.conformance.conftest import SETTINGS, Shop, caught_up, operations, until
@@ -76,6 +77,77 @@ def rows(shop: Shop, a: Relation, start: int, piece: int | None, **how: Any) -> 
     shop.source.piece_bytes = piece
     with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
         return operations(caught_up(stream, shop.now(), **how))
+
+
+def test_what_was_decoded_ahead_is_taken_or_decoded_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds the lake at a commit wants less than was decoded ahead: then that is as if nobody had looked at it."""
+    ahead, restored = Counter[str](), Counter[str]()
+    begin, restore = PgStream._decode_ahead, Decoder.restore
+
+    def begun(self: PgStream, max_bytes: int) -> None:
+        begin(self, max_bytes)
+        ahead["begun" if self._ahead is not None else "not"] += 1
+
+    def again(self: Decoder, state: DecoderState) -> None:
+        restored["again"] += 1
+        restore(self, state)
+
+    monkeypatch.setattr(PgStream, "_decode_ahead", begun)
+    monkeypatch.setattr(Decoder, "restore", again)
+    shop.sql("create table a (id int primary key, t text)")
+    (a,), start = shop.followed("public.a")
+    commits = []
+    for n in range(300):
+        commits.append(shop.now())
+        # A large transaction now and then, a shape that is told again, and values that come unchanged.
+        last = 1000 * n + (300 if n % 50 else 900)
+        shop.sql("insert into a select i, repeat('x', 50) from generate_series(%s::int, %s::int) i", [1000 * n, last])
+        if n % 20 == 0:
+            shop.sql("alter table a alter column t set statistics 100")
+        shop.sql("update a set id = id + 950 where id = %s", [1000 * n])
+    end = shop.now()
+    expected = rows(shop, a, start, None)
+    taken: list[Row] = []
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        until(stream, lambda: stream.server_lsn >= end or stream.buffered > 1 << 22)
+        position = start
+        for turn in range(300):
+            before = next((commit for commit in commits if commit > position), None) if turn % 3 == 0 else None
+            chunk = stream.take(before=before, max_bytes=1 << 17)
+            if chunk is not None:
+                position = chunk.position or position
+                assert before is None or position <= before
+                taken += operations([chunk])
+        taken += operations(caught_up(stream, shop.now(), max_bytes=1 << 17))
+    assert taken == expected
+    assert ahead["begun"] > 10
+    assert restored["again"] > 10
+
+
+def test_what_cannot_be_decoded_is_said_when_it_is_taken(shop: Shop) -> None:
+    shop.sql("create table a (id int primary key, t numeric(5,2))")
+    (a,), start = shop.followed("public.a")
+    shop.sql("insert into a select i, 1 from generate_series(1, 20000) i")
+    for n in range(100):
+        shop.sql("insert into a values (%s, 2)", [100_000 + n])
+    shop.sql("insert into a values (200000, 'NaN')")
+    stream = shop.source.stream(shop.slot, "p", start, [a])
+    with closing(stream):
+        end = shop.now()
+        until(stream, lambda: stream.server_lsn >= end)
+        taken: list[Row] = []
+
+        def take() -> None:
+            while (chunk := stream.take(max_bytes=1 << 10)) is not None:
+                taken.extend(operations([chunk]))
+
+        with pytest.raises(ValueOutOfContract):
+            take()
+        # All that was committed before, but what came in one chunk with it.
+        assert 20_000 < len(taken) <= 20_100
+        assert [new["id"] for _, new, _ in taken] == [*range(1, 20_001), *range(100_000, 80_000 + len(taken))]
+        with pytest.raises(ValueOutOfContract):
+            stream.take()
 
 
 def test_look_ups_share_a_session_that_may_break(shop: Shop) -> None:

@@ -23,11 +23,8 @@ def calm(seed: int) -> Schedule:
     return play
 
 
-def following(least: int = 0, *, plain: bool = False) -> tuple[Schedule, Running]:
-    """A lake that has all its tables, and one with a key and that many rows among them; nothing goes wrong by itself.
-
-    ``plain``: which has no history.
-    """
+def following(least: int = 0) -> tuple[Schedule, Running]:
+    """A lake that has all its tables, and one with a key and that many rows among them; nothing goes wrong by itself."""
     for seed in range(100):
         play = calm(seed)
         play.settings = replace(play.settings, upkeep_commits=3, commit_interval=0.0, retention=Policy(((1000, 0),)))
@@ -37,8 +34,6 @@ def following(least: int = 0, *, plain: bool = False) -> tuple[Schedule, Running
             play._newest_step()
             (one,) = play.running
             if one.applier.position and one.applier.followed and not one.applier.loading and len(keyed(one).files) > least:
-                if plain and str(keyed(one).id) in {*play.historic, play.fickle}:
-                    break
                 return play, one
     raise AssertionError("no schedule loads its tables")
 
@@ -170,8 +165,7 @@ def test_a_key_that_another_program_wrote_twice_is_mended(whole: bool) -> None:
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_rewrite_that_doubled_a_key_stops_the_table_alone(whole: bool) -> None:
     """alone: and the way out that the error names is one."""
-    # A history that begins at this very start begins with the doubled row (docs/plan.md).
-    play, one = following(plain=True)
+    play, one = following()
     table = keyed(one)
     send(play, twice(others(play, table)), "replace")
     play._stop(one)

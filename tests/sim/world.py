@@ -891,6 +891,7 @@ class SimStream:
         self._capacity = world.rng.choice((1000, 6000, 1 << 22, 1 << 22))
         self.attached = True
         self._silence = world.rng.randrange(6)
+        self.behind = self._silence == 5
         self._buffered = 0
         self._complete = start
         self._server_lsn = start

@@ -344,6 +344,7 @@ class Applier:
             for followed in list(self.followed.values()):
                 try:
                     self._open_index(followed)
+                    self._keep_history(followed)
                 except Refused as error:
                     if error.table != str(followed.id):
                         raise
@@ -734,11 +735,6 @@ class Applier:
                 loaded, table = told, self._open(told)
         followed = follow(table)
         followed.is_member(member)
-        if self._wants_history(relation):
-            followed.history = self._history(table, loaded)
-        elif (known := self._histories.get(str(relation.id))) is not None:
-            # Before the first change that it is not told.
-            self._reshaped(self._catalog.load(known), stopped)
         return followed
 
     def _open_index(self, followed: Followed) -> None:
@@ -806,6 +802,13 @@ class Applier:
         if member is None:
             raise left_publication(relation.id)
         return member
+
+    def _keep_history(self, followed: Followed) -> None:
+        """Begin to tell its history, or stop that, before the first change. Its row index is open: no history begins with a key twice."""
+        if self._wants_history(followed.relation):
+            followed.history = self._history(followed.table, self._catalog.load(followed.id))
+        elif (known := self._histories.get(str(followed.id))) is not None:
+            self._reshaped(self._catalog.load(known), stopped)
 
     def _history(self, table: Table, mirror: LoadedTable) -> History:
         """The history of a mirror, in step with it and of its shape: made, or begun anew, if it is not there or is behind."""
@@ -958,6 +961,7 @@ class Applier:
         relation = self._described(parked.id)
         followed = self._follow(relation, self._source.published(publication).get(parked.id), parked.note)
         self._open_index(followed)
+        self._keep_history(followed)
         try:
             for kept in parked.kept():
                 for changes in replay(kept, followed.relation):
@@ -1147,7 +1151,7 @@ class Applier:
         """Apply what is there to the running batch; whether anything was.
 
         What arrives meanwhile is of the next batch, or a source that never rests would keep this one open for ever, in ever smaller
-        pieces. Only where a whole chunk waits, the applier is behind, and a batch may have as many as fit and as an interval sees.
+        pieces. Only where a whole chunk waits, or what somebody waits for, a batch may have as many as fit and as an interval sees.
         """
         taken = False
         until = self._clock.monotonic() + self.settings.commit_interval
@@ -1193,8 +1197,8 @@ class Applier:
         return True
 
     def _behind(self, stream: Stream, until: float) -> bool:
-        """Whether more than a chunk waits, and the batch has room and time for it."""
-        waits = stream.buffered >= self.settings.chunk_bytes
+        """Whether more than a chunk waits, or what somebody waits for, and the batch has room and time for it."""
+        waits = stream.buffered >= self.settings.chunk_bytes or self._batch.position < self._target <= stream.server_lsn
         return waits and self._batch.bytes < self.settings.batch_bytes and self._clock.monotonic() < until
 
     def _take_and_commit(self, stream: Stream) -> Progress:
@@ -1260,7 +1264,9 @@ class Applier:
         for location in unused:
             self._storage.delete(location)
         # What waits comes first; and it changes the rows of the files that would be made now.
-        waits = self._to_load() is not None or (self._stream is not None and self._stream.buffered >= self.settings.take_bytes)
+        stream = self._stream
+        more = stream is not None and (stream.buffered >= self.settings.take_bytes or stream.behind)
+        waits = self._to_load() is not None or more
         changed = [followed.id for followed, _ in touched]
         self._untidy |= dict.fromkeys([*changed, *(parked.id for parked, changes in spools if changes)])
         self._touched(changed)

@@ -62,12 +62,15 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS, *
     """
     fanout = 2 if at_rest else FANOUT
     tiers: dict[tuple[int, Partition], list[LiveFile]] = {}
+    hollows: dict[Partition, list[LiveFile]] = {}
     for file in table.files.values():
         hollow = file.live_count < file.record_count * (1 - _HOLLOW)
         if hollow and not at_rest and (file.size >= _SMALLEST or table.arrow_bytes(file.no) >= _FULL):
-            return [file.no]
+            hollows.setdefault(file.partition, []).append(file)
         if file.size < (_SMALL if at_rest else _WHOLE):
             tiers.setdefault((0 if at_rest else _tier(file.size), file.partition), []).append(file)
+    if hollows:
+        return _as_one(table, next(iter(hollows.values())), max_bytes)
     for place, files in tiers.items():
         if len(files) >= fanout:
             files.sort(key=lambda file: (file.first_row_id, file.sequence_number))
@@ -90,6 +93,19 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS, *
             group.append(file.no)
         if len(group) > 1:
             chosen += group
+    return chosen
+
+
+def _as_one(table: Table, files: Sequence[LiveFile], max_bytes: int) -> list[int]:
+    """As many of these files as what is left of them makes one, or the first."""
+    chosen: list[int] = []
+    size, left = 0, 0.0
+    for file in sorted(files, key=lambda file: (file.first_row_id, file.sequence_number)):
+        size += file.size
+        left += table.arrow_bytes(file.no) * file.live_count / file.record_count
+        if chosen and (size > max_bytes or left > OPEN_BYTES):
+            break
+        chosen.append(file.no)
     return chosen
 
 

@@ -68,6 +68,25 @@ def test_a_hollow_file_is_rewritten_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert choose(mirror.table) == []
 
 
+def test_hollow_files_become_one_together_as_far_as_what_is_left_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = Mirror(SMALL)
+    for number in range(4):
+        mirror.commit([(100 * number + key, "x") for key in range(100)])
+    # Of three files half is left, of one all.
+    mirror.commit([], delete=[100 * number + key for number in (0, 1, 3) for key in range(50)])
+    monkeypatch.setattr(rewriting, "_SMALLEST", 100)
+    hollow = [no for no, file in mirror.table.files.items() if file.live_count < file.record_count]
+    assert len(hollow) == 3
+    assert choose(mirror.table) == hollow
+    half = mirror.table.arrow_bytes(hollow[0]) // 2
+    monkeypatch.setattr(rewriting, "OPEN_BYTES", 2 * half)
+    assert choose(mirror.table) == hollow[:2]
+    monkeypatch.setattr(rewriting, "OPEN_BYTES", half // 2)
+    assert choose(mirror.table) == hollow[:1]
+    mirror.compact(choose(mirror.table))
+    mirror.check()
+
+
 def test_files_that_are_full_are_left_alone_whoever_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """However well their rows are compressed: merged, they would be as many as before."""
     mirror = Mirror(SMALL)

@@ -218,6 +218,16 @@ class _Known:
         return _Known([self.layouts[n] for n in self.current], self.oids, np.arange(len(self.oids), dtype=np.int32))
 
 
+@dataclass(frozen=True, slots=True)
+class DecoderState:
+    """What a decoder knows after some messages."""
+
+    known: _Known
+    open: bool
+    begun: npt.NDArray[np.int64]
+    counted: "Mapping[TableId, _Counted]"
+
+
 class Decoder:
     """One replication connection's messages. ``relations`` is asked at *every* Relation message which Relation the table is:
 
@@ -238,6 +248,15 @@ class Decoder:
     def open(self) -> bool:
         """Whether the messages so far end inside a transaction."""
         return self._open
+
+    @property
+    def state(self) -> "DecoderState":
+        """Where it is among the messages, for ``restore``."""
+        return DecoderState(self._known, self._open, self._begun, self._counted)
+
+    def restore(self, state: "DecoderState") -> None:
+        """Be where it was: the messages since are decoded again."""
+        self._known, self._open, self._begun, self._counted = state.known, state.open, state.begun, state.counted
 
     def decode(self, frames: bytes | bytearray | memoryview) -> Chunk:
         """Concatenated frames, each a u32 little-endian length and one message; below 2 GiB in all. They are not referred to afterwards.

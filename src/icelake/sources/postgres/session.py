@@ -9,6 +9,7 @@ import re
 import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -125,34 +126,40 @@ def session(dsn: str, doing: str, *, replication: bool = False, statement_second
 
 
 class Kept:
-    """A session for a question that is asked again and again: opened for the first of them, and anew if it broke since the last."""
+    """A session for a question that is asked again and again: opened for the first of them, and anew if it broke since the last.
+
+    Several threads may ask, one after the other.
+    """
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._connection: Connection | None = None
         self._closed = False
+        self._asking = RLock()
 
     def ask(self, doing: str, question: Callable[[Connection], _Answer]) -> _Answer:
         """``question`` of the session. Once it is closed, of one that is opened for it."""
         if self._closed:
             with session(self._dsn, doing) as server:
                 return question(server)
-        kept = self._connection
-        if kept is None:
-            self._connection = connect(self._dsn)
-        assert self._connection is not None
-        try:
-            return question(self._connection)
-        except psycopg.Error as error:
-            lost = self._connection.broken
-            self._let_go()
-            if lost and kept is not None:
-                return self.ask(doing, question)
-            raise explain(error, self._dsn, doing) from error
+        with self._asking:
+            kept = self._connection
+            if kept is None:
+                self._connection = connect(self._dsn)
+            assert self._connection is not None
+            try:
+                return question(self._connection)
+            except psycopg.Error as error:
+                lost = self._connection.broken
+                self._let_go()
+                if lost and kept is not None:
+                    return self.ask(doing, question)
+                raise explain(error, self._dsn, doing) from error
 
     def close(self) -> None:
-        self._closed = True
-        self._let_go()
+        with self._asking:
+            self._closed = True
+            self._let_go()
 
     def _let_go(self) -> None:
         if self._connection is not None:

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,7 @@ from icelake.model.lsn import format_lsn, parse_lsn
 from icelake.model.relation import Refusal, Relation, SlotState
 from icelake.ports import Chunk
 from icelake.sources.postgres import schema
-from icelake.sources.postgres.pgoutput import Decoder, Raw, RelationMessage
+from icelake.sources.postgres.pgoutput import Decoder, DecoderState, Raw, RelationMessage
 from icelake.sources.postgres.receive import EMPTY, ENDED, FULL, MESSAGE, Receiver
 from icelake.sources.postgres.session import Connection, Kept, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.types import ALTERABLE
@@ -56,6 +57,8 @@ _FLUSHES, _FLUSH_PAUSE = 8, 0.03
 """How often it is looked whether what was logged is flushed, and the seconds between: PostgreSQL's WAL writer does it every 0.2 s."""
 _PAGE_HEADER = 40
 """Bytes of the longest header of a page of the log."""
+_AHEAD = 4
+"""The share of a chunk that is worth being decoded ahead: one of so many."""
 _REST = 10.0
 """Seconds between the last piece and the walsender, at most."""
 _REPLY_PAUSE = 0.05
@@ -131,6 +134,15 @@ class _Transaction:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """Frames from where the last take ended up to ``end``, which are in the buffer still, and are being decoded."""
+
+    end: int
+    before: DecoderState
+    decoded: Future[Chunk]
+
+
 class PgStream:
     """Implements ``ports.Stream``. Made by ``PostgresSource.stream``; owns its connection and its thread.
 
@@ -166,7 +178,13 @@ class PgStream:
         self._piece = piece_bytes
         self._fetched = start
         self._copy = ""
+        self.behind = False
+        self._streaming = False
+        """Whether a walsender was begun."""
         self._decoder = Decoder(self._agree)
+        self._decoding = ThreadPoolExecutor(1, f"decode {slot}")
+        self._ahead: _Ahead | None = None
+        """While it is there, the decoder is its thread's."""
         self.kept = Kept(dsn)
         """For look-ups, by who takes; closed with the stream."""
         self._connection = connect(dsn, replication=True, statement_seconds=0, lock_seconds=0)
@@ -221,7 +239,11 @@ class PgStream:
         self._connection.add_notice_handler(self._noticed)
         self._connection.pgconn.nonblocking = 0
         self._receiver = Receiver(self._connection.pgconn, _BATCH)
-        if not (self._piece and self._may_fetch() and self._near() and self._next_piece() and self._copy_slot()):
+        self.behind = self._is_behind()
+        if self.behind:
+            # Said at once, though only the copy is sure of it.
+            not_ahead(self._free_slot(), self._slot, self._start)
+        else:
             self._start_replication()
 
     def _start_replication(self) -> None:
@@ -241,12 +263,20 @@ class PgStream:
             raise explain(error, self._dsn, "cannot start replication") from error
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise self._ended(result, starting=True)
+        self._streaming = True
         pgconn.nonblocking = 1
         # Only now, with the slot ours, can nobody move it any more; PostgreSQL itself would silently start further on.
         with session(self._dsn, "cannot look up the slot") as server:
             not_ahead(slot_state(server, self._slot), self._slot, max(self._fetched, self._start))
 
     # ------------------------------------------------------------------------------------------------- what is far behind
+
+    def _is_behind(self) -> bool:
+        """Whether a piece of log waits, and the server lets pieces be fetched."""
+        if self._piece is None or not self._may_fetch():
+            return False
+        ((waits,),) = run(self._connection, sql.SQL("select pg_catalog.pg_current_wal_flush_lsn() - {}").format(format_lsn(self._fetched)))
+        return int(waits) >= self._piece
 
     def _may_fetch(self) -> bool:
         """Whether the server lets pieces be fetched: the rights, and a slot that need not look busy meanwhile."""
@@ -267,23 +297,19 @@ class PgStream:
         )
         return bool(may)
 
-    def _near(self) -> bool:
-        """Whether a piece of log waits. Then the slot's restart_lsn is brought near, as far as a look at the log there takes no time.
+    def _come_near(self) -> None:
+        """Bring the slot's restart_lsn near, as far as a look at the log there takes no time.
 
         It follows where the log is decoded. What was fetched by SQL was decoded for a copy of the slot.
         """
         assert self._piece is not None
-        lag = "select pg_catalog.pg_current_wal_flush_lsn() - {at}, confirmed_flush_lsn - restart_lsn"
-        move = "select pg_catalog.pg_replication_slot_advance(slot_name, confirmed_flush_lsn)"
-        of = " from pg_catalog.pg_replication_slots where slot_name = {slot} and confirmed_flush_lsn is not null"
-        found = run(self._connection, sql.SQL(lag + of).format(at=format_lsn(self._fetched), slot=self._slot))
-        if not found or found[0][0] < self._piece:
-            return False
-        if self._piece < found[0][1] < _LOOK * self._piece:
-            # In use: that is told where it is copied.
-            with suppress(psycopg.errors.ObjectInUse):
-                run(self._connection, sql.SQL(move + of).format(slot=self._slot))
-        return True
+        move = (
+            "select pg_catalog.pg_replication_slot_advance(slot_name, confirmed_flush_lsn) from pg_catalog.pg_replication_slots "
+            "where slot_name = {slot} and confirmed_flush_lsn - restart_lsn > {least} and confirmed_flush_lsn - restart_lsn < {most}"
+        )
+        # In use: that is told where it is copied.
+        with suppress(psycopg.errors.ObjectInUse):
+            run(self._connection, sql.SQL(move).format(slot=self._slot, least=self._piece, most=_LOOK * self._piece))
 
     def _next_piece(self) -> int | None:
         """Up to where the next piece goes; None if what is left is not worth one.
@@ -330,11 +356,15 @@ class PgStream:
             time.sleep(_FLUSH_PAUSE)
         return flushed - _MARGIN
 
-    def _copy_slot(self) -> bool:
-        """Make a slot of this session that reads what ours would, and keeps the log it needs for as long. False: the server cannot."""
+    def _free_slot(self) -> SlotState | None:
         state = slot_state(self._connection, self._slot)
         if state is not None and state.active_pid is not None:
             raise slot_in_use(self._slot, f"it is active for PID {state.active_pid}")
+        return state
+
+    def _copy_slot(self) -> bool:
+        """Make a slot of this session that reads what ours would, and keeps the log it needs for as long. False: the server cannot."""
+        self._free_slot()
         copy = f"icelake_read_{secrets.token_hex(8)}"
         try:
             run(self._connection, sql.SQL("select pg_catalog.pg_copy_logical_replication_slot({}, {}, true)").format(self._slot, copy))
@@ -348,13 +378,18 @@ class PgStream:
         return True
 
     def _catch_up(self) -> None:
+        """Fetch pieces as long as there are any worth it, then let a walsender go on."""
         try:
-            while not self._closing and (until := self._next_piece()) is not None:
-                if time.monotonic() >= self._told_at + self._every:
-                    self._advance(self._connection)
-                if not self._fetch(until):
-                    break
-            self._until_wanted()
+            self._come_near()
+            until = self._next_piece()
+            if until is not None and self._copy_slot():
+                while not self._closing and until is not None and self._fetch(until):
+                    if time.monotonic() >= self._told_at + self._every:
+                        self._advance(self._connection)
+                    until = self._next_piece()
+                self.behind = False
+                self._until_wanted()
+            self.behind = False
             if not self._closing:
                 # An error of the session has dropped it.
                 drop = "select pg_catalog.pg_drop_replication_slot(slot_name) from pg_catalog.pg_replication_slots where slot_name = {}"
@@ -464,12 +499,20 @@ class PgStream:
         return self._news != self._seen and self.buffered >= enough
 
     def take(self, *, before: int | None = None, max_bytes: int = 1 << 25) -> Chunk | None:
+        ahead, self._ahead = self._ahead, None
         with self._changed:
             end = self._end_of_take(before, max_bytes)
+            if ahead is not None and (end is None or end < ahead.end):
+                # Somebody wants less than was decoded.
+                ahead.decoded.exception()
+                self._decoder.restore(ahead.before)
+                ahead = None
             if end is None:
                 if self._failure is not None:
                     raise self._failure
                 return None
+            if ahead is not None:
+                end = ahead.end
             size = end - self._taken
             if size == len(self._buffer):
                 frames, self._buffer = self._buffer, bytearray()
@@ -483,11 +526,10 @@ class PgStream:
             while self._frame_ends and self._frame_ends[0] <= end:
                 self._frame_ends.popleft()
         self._wake()
-        # One look at the catalog is late enough for everything that was received before it.
-        self._described, self._columns = {}, {}
         try:
-            chunk = self._decoder.decode(memoryview(frames))
+            chunk = ahead.decoded.result() if ahead is not None else self._decode(frames)
             self._still_made_of_the_same(chunk)
+            self._decode_ahead(max_bytes)
             return chunk
         except ValueOutOfContract as error:
             lasting = ValueOutOfContract(
@@ -502,6 +544,22 @@ class PgStream:
         except BaseException as error:
             self._give_up(error)
             raise
+
+    def _decode(self, frames: bytes | bytearray) -> Chunk:
+        # One look at the catalog is late enough for everything that was received before it.
+        self._described, self._columns = {}, {}
+        return self._decoder.decode(memoryview(frames))
+
+    def _decode_ahead(self, max_bytes: int) -> None:
+        """Begin to decode what is taken next, if it is much: whoever takes it applies what was taken before meanwhile."""
+        with self._changed:
+            if self.buffered < max_bytes // _AHEAD or self._failure is not None:
+                return
+            end = self._end_of_take(None, max_bytes)
+            if end is None:
+                return
+            frames = bytes(memoryview(self._buffer)[: end - self._taken])
+        self._ahead = _Ahead(end, self._decoder.state, self._decoding.submit(self._decode, frames))
 
     def _give_up(self, error: BaseException) -> None:
         """Frames that could not be decoded are gone from the buffer: going on would lose them."""
@@ -560,7 +618,7 @@ class PgStream:
             self._wake()
             while self._thread.is_alive():
                 self._thread.join(2)
-                if self._copy and self._thread.is_alive():
+                if not self._streaming and self._thread.is_alive():
                     # A statement that takes its time; it may have begun just after the last look at _closing.
                     with suppress(psycopg.Error):
                         self._connection.cancel_safe(timeout=1)
@@ -568,6 +626,7 @@ class PgStream:
         self._release()
 
     def _release(self) -> None:
+        self._decoding.shutdown()
         self.kept.close()
         self._connection.close()
         if self._wake_in >= 0:
@@ -601,7 +660,7 @@ class PgStream:
             self._changed.notify_all()
 
     def _loop(self) -> None:
-        if self._copy:
+        if not self._streaming:
             self._catch_up()
         more = True
         while not self._closing:
@@ -806,18 +865,17 @@ class PgStream:
     def _end(self) -> None:
         """End politely, so the last confirmation is read and the slot is free when this returns; but do not wait for long."""
         pgconn = self._connection.pgconn
-        if self._copy and pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+        if not self._streaming and pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
             # In the middle of a piece.
             self._connection.cancel_safe(timeout=1)
             if self._confirmed > self._confirmed_told:
                 with session(self._dsn, "cannot confirm what the lake holds", statement_seconds=5) as server:
                     self._advance(server)
             return
-        if self._copy:
+        if not self._streaming:
             if self._confirmed <= self._confirmed_told:
                 return
             # A walsender is told without reading anything. The copy goes with the session.
-            self._copy = ""
             self._start_replication()
         self._tell(now_at_least=True)
         pgconn.put_copy_end(None)
