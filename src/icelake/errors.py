@@ -12,7 +12,8 @@
     |   `- Corrupt               bytes that are not what they should be
     |- CommitConflict            409: nothing was changed
     |- CommitUnknown             the outcome of a commit is not known
-    `- NoSuchTable / AlreadyExists
+    |- NoSuchTable               nor view, nor namespace
+    `- AlreadyExists
 
 Errors are caught only at the doors. ``temporary`` tells a runner whether trying again can help; ``exit_code`` is what the
 command line returns.
@@ -93,7 +94,7 @@ class CommitUnknown(IcelakeError):
 
 
 class NoSuchTable(IcelakeError):
-    """The catalog has no table of that name."""
+    """The catalog has nothing of that name: no table, or (by its code) no view, no namespace."""
 
 
 class AlreadyExists(IcelakeError):

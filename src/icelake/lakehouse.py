@@ -45,6 +45,8 @@ from icelake.tables.key_index import FolderFiles
 from icelake.tables.schema import check_names, relation_of
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     # Loaded where it is used: 30 MiB that a process which only follows does without.
     from icelake.engines.duckdb import DuckDBEngine, TableAt
     from icelake.verify.run import AtDesk, InProcess
@@ -108,6 +110,16 @@ class Lakehouse:
             if self._asked is not None:
                 self._asked[1].close()
             self._asked = None
+
+    def rest(self, hosts: Collection[str], also: Sequence[str] = ()) -> "ASGIApp":
+        """The catalog as a web application that speaks the Iceberg REST protocol, to whom asks for one of ``hosts``.
+
+        ``also``: where tables may be, besides the warehouse.
+        """
+        from icelake.catalog.rest import app
+
+        self._catalog.places += also
+        return app(self._catalog, hosts)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The catalog on SQLite: one row a table, one database transaction a commit, however many tables it touches.
+"""The catalog on SQLite: one row a table or view, one database transaction a commit, however many tables it touches.
 
 Promises: a commit happens whole or not at all, and is durable when it returns: metadata files first (written, synced), then the
 pointers to them (one SQLite transaction, WAL, synchronous=FULL). Nothing is ever retried or rebased here. Several processes may
@@ -11,13 +11,15 @@ Fails with ``CommitConflict`` (nothing done), ``Unreachable`` (busy; nothing don
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 
 from icelake.catalog import metadata as table_metadata
+from icelake.catalog import views as view_metadata
 from icelake.errors import (
     AlreadyExists,
     CommitConflict,
@@ -33,10 +35,19 @@ from icelake.model.location import canonical
 from icelake.model.relation import TableId
 from icelake.ports import Chance, Clock, Json, Lease, LoadedTable, Storage, TableChange
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _BUSY_SECONDS = 10.0
 _WAL_WAITS = (0.01, 0.03, 0.1, 0.3, 1.0, None)
 """Seconds between tries; None: the last."""
+Kind = Literal["table", "view"]
+
+LEVEL = "\x1f"
+"""Between the levels of a namespace's name, as in the REST specification."""
+
+METADATA_PATH = "write.metadata.path"
+_PLACES = ("write.data.path", METADATA_PATH, "write.object-storage.path", "write.folder-storage.path")
+"""Properties that say where engines put a table's files."""
+
 _DDL = """
 CREATE TABLE IF NOT EXISTS tables (
     namespace TEXT NOT NULL,
@@ -55,6 +66,15 @@ CREATE TABLE IF NOT EXISTS leases (
     snapshots BLOB NOT NULL
 ) WITHOUT ROWID;
 """
+_DDL_2 = """
+CREATE TABLE namespaces (
+    name TEXT PRIMARY KEY,
+    properties BLOB NOT NULL
+) WITHOUT ROWID;
+ALTER TABLE tables ADD COLUMN kind TEXT NOT NULL DEFAULT 'table';
+INSERT INTO namespaces SELECT DISTINCT namespace, CAST('{}' AS BLOB) FROM tables;
+"""
+"""Namespaces have properties, and may be empty; views are where tables are, because they share their names."""
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
@@ -69,6 +89,8 @@ class SqliteCatalog:
     """``ports.Catalog``. ``path`` is the database file, or ``":memory:"``; ``warehouse`` the location new tables go below."""
 
     def __init__(self, path: str, warehouse: str, storage: Storage, clock: Clock, chance: Chance) -> None:
+        self.places = [warehouse]
+        """Folders below which tables and views may be; new ones are in the first."""
         self._path = path
         self._warehouse = warehouse.rstrip("/")
         self._storage = storage
@@ -83,12 +105,84 @@ class SqliteCatalog:
     def tables(self) -> Sequence[TableId]:
         """All tables, by name."""
         with self._reading() as connection:
-            found = connection.execute("SELECT namespace, name FROM tables ORDER BY namespace, name").fetchall()
+            found = connection.execute("SELECT namespace, name FROM tables WHERE kind = 'table' ORDER BY namespace, name").fetchall()
         return [TableId(namespace, name) for namespace, name in found]
 
     def load(self, table: TableId) -> LoadedTable:
         with self._reading() as connection:
             return self._row(connection, table).loaded
+
+    def load_whole(self, table: TableId) -> LoadedTable:
+        """``load`` for who reads the metadata's file: it is there. Raises Corrupt FILE_MISSING if it is not."""
+        loaded = self.load(table)
+        try:
+            self._storage.read(loaded.metadata_location, 0, 1)
+        except Corrupt as error:
+            # In the reference's words, which engines show.
+            what = f"Failed to open input stream for file: {loaded.metadata_location}"
+            raise Corrupt(error.code, what, error.what, "restore the file from a backup; the catalog has its content") from error
+        return loaded
+
+    def names(self, namespace: str, kind: Kind) -> list[str]:
+        """The tables or views of a namespace, by name. Raises NoSuchTable NO_SUCH_NAMESPACE."""
+        with self._reading() as connection:
+            self._namespace(connection, namespace)
+            of = (namespace, kind)
+            found = connection.execute("SELECT name FROM tables WHERE namespace = ? AND kind = ? ORDER BY name", of).fetchall()
+        return [name for (name,) in found]
+
+    def load_view(self, view: TableId) -> LoadedTable:
+        """``metadata`` is then a view's. Raises NoSuchTable NO_SUCH_VIEW."""
+        with self._reading() as connection:
+            return self._row(connection, view, "view").loaded
+
+    # -------------------------------------------------------------------------------------------------- namespaces
+
+    def namespaces(self, parent: str = "") -> list[str]:
+        """The namespaces right below ``parent``, by name; '': the outermost. Raises NoSuchTable NO_SUCH_NAMESPACE."""
+        with self._reading() as connection:
+            if parent:
+                self._namespace(connection, parent)
+            first = f"{parent}{LEVEL}" if parent else ""
+            found = connection.execute("SELECT name FROM namespaces WHERE substr(name, 1, ?) = ? ORDER BY name", (len(first), first))
+            return [name for (name,) in found if LEVEL not in name[len(first) :]]
+
+    def namespace(self, name: str) -> dict[str, str]:
+        """Its properties. Raises NoSuchTable NO_SUCH_NAMESPACE."""
+        with self._reading() as connection:
+            return self._namespace(connection, name)
+
+    def create_namespace(self, name: str, properties: Mapping[str, str]) -> None:
+        """Raises AlreadyExists, and NoSuchTable NO_SUCH_NAMESPACE if the one around it is not there."""
+        with self._writing() as connection:
+            parent, nested, _ = name.rpartition(LEVEL)
+            if nested:
+                self._namespace(connection, parent)
+            made = connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (name, orjson.dumps(dict(properties)))).rowcount
+            if not made:
+                raise AlreadyExists("NAMESPACE_EXISTS", f"Namespace already exists: {shown(name)}")
+
+    def set_namespace(self, name: str, updates: Mapping[str, str], removals: Collection[str]) -> tuple[list[str], list[str]]:
+        """Set and remove properties; which were removed, and which were not there."""
+        with self._writing() as connection:
+            known = self._namespace(connection, name)
+            gone = [key for key in removals if key in known]
+            new = {**{key: value for key, value in known.items() if key not in removals}, **updates}
+            connection.execute("UPDATE namespaces SET properties = ? WHERE name = ?", (orjson.dumps(new), name))
+        return gone, [key for key in removals if key not in known]
+
+    def drop_namespace(self, name: str) -> None:
+        """Raises NoSuchTable NO_SUCH_NAMESPACE, and CommitConflict NAMESPACE_NOT_EMPTY."""
+        with self._writing() as connection:
+            self._namespace(connection, name)
+            below = f"{name}{LEVEL}"
+            inside = connection.execute(
+                "SELECT name FROM tables WHERE namespace = ? UNION ALL SELECT name FROM namespaces WHERE substr(name, 1, ?) = ? LIMIT 1",
+                (name, len(below), below),
+            ).fetchone()
+            if inside:
+                raise CommitConflict("NAMESPACE_NOT_EMPTY", f"Namespace is not empty: {shown(name)}", f"it holds {shown(inside[0])}")
+            connection.execute("DELETE FROM namespaces WHERE name = ?", (name,))
 
     # ------------------------------------------------------------------------------------------------------- leases
 
@@ -128,15 +222,33 @@ class SqliteCatalog:
         sort_order: Json | None = None,
         format_version: int = 3,
     ) -> LoadedTable:
-        """``ports.Catalog.create``. Without ``location`` the table gets a folder of its own below the warehouse."""
+        """``ports.Catalog.create``. Without ``location`` the table gets a folder of its own below the warehouse.
+
+        Its namespace is made if it is not there.
+        """
+        new = self.planned(
+            table, schema, properties, location, partition_spec=partition_spec, sort_order=sort_order, format_version=format_version
+        )
+        with self._writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (table.namespace, b"{}"))
+        return self._make(table, "table", new)
+
+    def planned(
+        self,
+        table: TableId,
+        schema: Json,
+        properties: Mapping[str, str],
+        location: str | None = None,
+        *,
+        partition_spec: Json | None = None,
+        sort_order: Json | None = None,
+        format_version: int = 3,
+    ) -> Json:
+        """The metadata ``create`` would give a table. Nothing is done: of a staged table it is all there is until a commit makes it."""
         uuid = self._chance.uuid()
-        if location is None:
-            # The uuid keeps tables apart that a file system might not: by case, or by characters that cannot be in a path.
-            location = f"{self._warehouse}/{_in_path(table.namespace)}/{_in_path(table.name)}-{uuid.replace('-', '')[:8]}"
-        location = location.rstrip("/")
-        new = table_metadata.new_table(
+        return table_metadata.new_table(
             uuid,
-            location,
+            (location or self._new_location(table, uuid)).rstrip("/"),
             schema,
             properties,
             self._now_ms(),
@@ -144,20 +256,113 @@ class SqliteCatalog:
             sort_order=sort_order,
             format_version=format_version,
         )
+
+    def free(self, ident: TableId) -> None:
+        """Raises AlreadyExists unless a table or view could get this name, NoSuchTable NO_SUCH_NAMESPACE."""
+        with self._reading() as connection:
+            self._namespace(connection, ident.namespace)
+            self._check_name(connection, ident, "table")
+
+    def purge(self, dropped: LoadedTable) -> None:
+        """Delete the files of a table that was dropped: all below its location, which no other table has (``LOCATION_TAKEN``)."""
+        for file in list(self._storage.list(f"{dropped.metadata['location']}/")):
+            self._storage.delete(file.location)
+        self._storage.flush()
+
+    def create_from(self, table: TableId, new: Json) -> LoadedTable:
+        """A table of planned metadata. Raises AlreadyExists, and NoSuchTable NO_SUCH_NAMESPACE."""
+        return self._make(table, "table", new)
+
+    def create_view(self, view: TableId, schema: Json, version: Json, properties: Mapping[str, str], location: str | None) -> LoadedTable:
+        """Raises AlreadyExists, and NoSuchTable NO_SUCH_NAMESPACE."""
+        uuid = self._chance.uuid()
+        place = (location or self._new_location(view, uuid)).rstrip("/")
+        return self._make(view, "view", view_metadata.new_view(uuid, place, schema, version, properties, self._now_ms()))
+
+    def register(self, table: TableId, metadata_location: str, *, overwrite: bool = False) -> LoadedTable:
+        """A table that is there as files. ``overwrite``: in the place of one of that name.
+
+        Raises AlreadyExists, NoSuchTable NO_SUCH_NAMESPACE, ProjectError if the file is no table's metadata.
+        """
+        return self._make(
+            table, "table", self._there(metadata_location, table_metadata.registered), at=metadata_location, overwrite=overwrite
+        )
+
+    def register_view(self, view: TableId, metadata_location: str) -> LoadedTable:
+        """A view that is there as a file. Raises as ``register`` does."""
+        return self._make(view, "view", self._there(metadata_location, view_metadata.registered), at=metadata_location)
+
+    def _there(self, metadata_location: str, read: Callable[[bytes], Json]) -> Json:
+        """Metadata that a client says is there."""
+        self._check_inside(metadata_location, self.places, "metadata")
+        try:
+            return read(self._storage.read(metadata_location))
+        except ValueError as error:
+            what = f"{metadata_location} cannot be registered"
+            raise ProjectError("CATALOG_BAD_REQUEST", what, str(error), "name a metadata.json") from error
+
+    def _make(self, ident: TableId, kind: Kind, new: Json, *, at: str | None = None, overwrite: bool = False) -> LoadedTable:
+        """Put a table or view into the catalog. ``at``: its metadata is there already."""
         written: list[str] = []
         with self._writing(written) as connection:
-            found = connection.execute("SELECT 1 FROM tables WHERE namespace = ? AND name = ?", (table.namespace, table.name)).fetchone()
-            if found:
-                raise AlreadyExists("TABLE_EXISTS", f"the catalog has a table {table} already")
-            self._check_location(connection, table, location)
-            row, data = self._write(table, 0, new, written)
-            self._storage.flush()
+            self._namespace(connection, ident.namespace)
+            self._check_name(connection, ident, kind, instead=overwrite)
+            self._check_place(connection, ident, new)
+            if at is None:
+                row, data = self._write(ident, 0, new, written)
+                self._storage.flush()
+            else:
+                row, data = _Row(0, LoadedTable(ident, new, at)), orjson.dumps(new)
+            self._insert(connection, kind, row, data)
+        with self._lock:
+            self._cache[ident] = row
+        return row.loaded
+
+    def drop(self, ident: TableId, kind: Kind = "table") -> LoadedTable:
+        """Take a table or view out of the catalog; as it was then. Its files stay.
+
+        Raises NoSuchTable, and CommitConflict SNAPSHOT_LEASED if somebody reads it.
+        """
+        with self._writing() as connection:
+            row = self._row(connection, ident, kind)
+            if kind == "table":
+                self._check_leases(connection, ident, set())
+            connection.execute("DELETE FROM tables WHERE namespace = ? AND name = ?", (ident.namespace, ident.name))
+        with self._lock:
+            self._cache.pop(ident, None)
+        return row.loaded
+
+    def rename(self, ident: TableId, to: TableId, kind: Kind = "table") -> None:
+        """Raises NoSuchTable (also NO_SUCH_NAMESPACE), AlreadyExists."""
+        with self._writing() as connection:
+            self._row(connection, ident, kind)
+            if kind == "table":
+                self._check_leases(connection, ident, set())
+            self._namespace(connection, to.namespace)
+            taken = connection.execute("SELECT kind FROM tables WHERE namespace = ? AND name = ?", (to.namespace, to.name)).fetchone()
+            if taken:
+                why = f"{taken[0].capitalize()} already exists"
+                raise AlreadyExists(f"{taken[0].upper()}_EXISTS", f"Cannot rename {named(ident)} to {named(to)}. {why}")
             connection.execute(
-                "INSERT INTO tables VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (table.namespace, table.name, uuid, 0, location, row.loaded.metadata_location, data),
+                "UPDATE tables SET namespace = ?, name = ? WHERE namespace = ? AND name = ?",
+                (to.namespace, to.name, ident.namespace, ident.name),
             )
         with self._lock:
-            self._cache[table] = row
+            self._cache.pop(ident, None)
+
+    def commit_view(self, view: TableId, requirements: Sequence[Json], updates: Sequence[Json]) -> LoadedTable:
+        """Change a view. Raises CommitConflict, ProjectError, NoSuchTable NO_SUCH_VIEW."""
+        written: list[str] = []
+        with self._writing(written) as connection:
+            base = self._row(connection, view, "view")
+            view_metadata.check(base.loaded.metadata, requirements)
+            new = view_metadata.apply(base.loaded.metadata, updates, self._now_ms())
+            self._check_place(connection, view, new, base.loaded.metadata)
+            row, data = self._write(view, base.version + 1, new, written)
+            self._storage.flush()
+            self._update(connection, row, data)
+        with self._lock:
+            self._cache[view] = row
         return row.loaded
 
     def commit(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable]:
@@ -167,32 +372,35 @@ class SqliteCatalog:
         written: list[str] = []
         outdated: list[str] = []
         with self._writing(written) as connection:
-            bases = [self._row(connection, change.id) for change in changes]
+            bases = [self._base(connection, change) for change in changes]
             for change, base in zip(changes, bases, strict=True):
-                table_metadata.check(base.loaded.metadata, change.requirements)
-            writes: list[tuple[TableId, _Row, bytes]] = []
+                table_metadata.check(base.loaded.metadata if base is not None else None, change.requirements)
+            writes: list[tuple[_Row, bytes]] = []
             for change, base in zip(changes, bases, strict=True):
+                if base is None:
+                    new = table_metadata.built(change.updates, self._now_ms())
+                    self._check_place(connection, change.id, new)
+                    row, data = self._write(change.id, 0, new, written)
+                    self._storage.flush()
+                    self._insert(connection, "table", row, data)
+                    rows.append(row)
+                    continue
                 if not change.updates:
                     rows.append(base)
                     continue
                 new = table_metadata.apply(base.loaded.metadata, change.updates, self._now_ms())
                 if any(update["action"] == "remove-snapshots" for update in change.updates):
-                    self._check_leases(connection, change.id, new)
-                if new["location"] != base.loaded.metadata["location"]:
-                    self._check_location(connection, change.id, new["location"])
+                    self._check_leases(connection, change.id, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
+                self._check_place(connection, change.id, new, base.loaded.metadata)
                 new, dropped = table_metadata.with_history(base.loaded.metadata, base.loaded.metadata_location, new)
                 outdated += dropped
                 row, data = self._write(change.id, base.version + 1, new, written)
                 rows.append(row)
-                writes.append((change.id, row, data))
+                writes.append((row, data))
             if writes:
                 self._storage.flush()
-            for table, row, data in writes:
-                loaded = row.loaded
-                connection.execute(
-                    "UPDATE tables SET version = ?, location = ?, metadata_location = ?, metadata = ? WHERE namespace = ? AND name = ?",
-                    (row.version, loaded.metadata["location"], loaded.metadata_location, data, table.namespace, table.name),
-                )
+            for row, data in writes:
+                self._update(connection, row, data)
         with self._lock:
             self._cache.update((change.id, row) for change, row in zip(changes, rows, strict=True))
         for location in outdated:
@@ -214,24 +422,83 @@ class SqliteCatalog:
     def _now_ms(self) -> int:
         return int(self._clock.now() * 1000)
 
-    def _row(self, connection: sqlite3.Connection, table: TableId) -> _Row:
+    def _new_location(self, ident: TableId, uuid: str) -> str:
+        # The uuid keeps tables apart that a file system might not: by case, or by characters that cannot be in a path.
+        folders = "/".join(_in_path(level) for level in ident.namespace.split(LEVEL))
+        return f"{self._warehouse}/{folders}/{_in_path(ident.name)}-{uuid.replace('-', '')[:8]}"
+
+    @staticmethod
+    def _namespace(connection: sqlite3.Connection, name: str) -> dict[str, str]:
+        found = connection.execute("SELECT properties FROM namespaces WHERE name = ?", (name,)).fetchone()
+        if found is None:
+            raise NoSuchTable("NO_SUCH_NAMESPACE", f"Namespace does not exist: {shown(name)}", fix="make it first")
+        properties: dict[str, str] = orjson.loads(found[0])
+        return properties
+
+    @staticmethod
+    def _check_name(connection: sqlite3.Connection, ident: TableId, wanted: Kind, *, instead: bool = False) -> None:
+        """Raises AlreadyExists unless the name is free; ``instead``: one of the same kind makes room."""
+        key = (ident.namespace, ident.name)
+        found = connection.execute("SELECT kind FROM tables WHERE namespace = ? AND name = ?", key).fetchone()
+        if found is None:
+            return
+        if not (instead and found[0] == wanted):
+            code = "TABLE_EXISTS" if found[0] == "table" else "VIEW_EXISTS"
+            with_same_name = "" if wanted == found[0] else " with same name"
+            raise AlreadyExists(code, f"{found[0].capitalize()}{with_same_name} already exists: {named(ident)}")
+        connection.execute("DELETE FROM tables WHERE namespace = ? AND name = ?", key)
+
+    def _base(self, connection: sqlite3.Connection, change: TableChange) -> _Row | None:
+        """What a commit changes; None if it makes the table."""
+        try:
+            return self._row(connection, change.id)
+        except NoSuchTable:
+            if not any(requirement.get("type") == "assert-create" for requirement in change.requirements):
+                raise
+            self._namespace(connection, change.id.namespace)
+            self._check_name(connection, change.id, "table")
+            return None
+
+    @staticmethod
+    def _insert(connection: sqlite3.Connection, kind: Kind, row: _Row, data: bytes) -> None:
+        loaded = row.loaded
+        new = loaded.metadata
+        key = (loaded.id.namespace, loaded.id.name, new["table-uuid" if kind == "table" else "view-uuid"])
+        try:
+            connection.execute(
+                "INSERT INTO tables VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*key, row.version, new["location"], loaded.metadata_location, data, kind),
+            )
+        except sqlite3.IntegrityError as error:
+            raise AlreadyExists("TABLE_EXISTS", f"this {kind} is in the catalog already, under another name", str(error)) from error
+
+    @staticmethod
+    def _update(connection: sqlite3.Connection, row: _Row, data: bytes) -> None:
+        loaded = row.loaded
+        connection.execute(
+            "UPDATE tables SET version = ?, location = ?, metadata_location = ?, metadata = ? WHERE namespace = ? AND name = ?",
+            (row.version, loaded.metadata["location"], loaded.metadata_location, data, loaded.id.namespace, loaded.id.name),
+        )
+
+    def _row(self, connection: sqlite3.Connection, table: TableId, kind: Kind = "table") -> _Row:
         cached = self._cache.get(table)
         # Metadata locations are never reused, so a known one spares reading and parsing.
         known = cached.loaded.metadata_location if cached else None
         found = connection.execute(
             "SELECT version, metadata_location, CASE WHEN metadata_location = ? THEN NULL ELSE metadata END"
-            " FROM tables WHERE namespace = ? AND name = ?",
-            (known, table.namespace, table.name),
+            " FROM tables WHERE namespace = ? AND name = ? AND kind = ?",
+            (known, table.namespace, table.name, kind),
         ).fetchone()
         if found is None:
-            self._cache.pop(table, None)
-            raise NoSuchTable("NO_SUCH_TABLE", f"the catalog has no table {table}", fix="`icelake tables` lists those there are")
+            if kind == "view":
+                raise NoSuchTable("NO_SUCH_VIEW", f"View does not exist: {named(table)}")
+            raise NoSuchTable("NO_SUCH_TABLE", f"Table does not exist: {named(table)}", fix="`icelake tables` lists those there are")
         version, location, data = found
         if data is None:
             assert cached is not None
             return cached
         try:
-            parsed = table_metadata.read(data)
+            parsed = table_metadata.read(data) if kind == "table" else orjson.loads(data)
         except ValueError as error:
             raise _corrupt(self._path, f"the metadata of {table} is not a table's: {error}") from error
         row = _Row(version, LoadedTable(table, parsed, location))
@@ -239,7 +506,8 @@ class SqliteCatalog:
         return row
 
     def _write(self, table: TableId, version: int, new: Json, written: list[str]) -> tuple[_Row, bytes]:
-        location = f"{new['location']}/metadata/{version:05d}-{self._chance.uuid()}.metadata.json"
+        folder = new["properties"].get(METADATA_PATH, f"{new['location']}/metadata").rstrip("/")
+        location = f"{folder}/{version:05d}-{self._chance.uuid()}.metadata.json"
         data = orjson.dumps(new)
         written.append(location)
         self._storage.write(location, data)
@@ -252,8 +520,7 @@ class SqliteCatalog:
             for ident, holder, until, snapshots in found
         ]
 
-    def _check_leases(self, connection: sqlite3.Connection, table: TableId, new: Json) -> None:
-        kept = {snapshot["snapshot-id"] for snapshot in new["snapshots"]}
+    def _check_leases(self, connection: sqlite3.Connection, table: TableId, kept: Collection[int]) -> None:
         for lease in self._leases(connection):
             if table in lease.snapshots and lease.snapshots[table] not in kept:
                 raise CommitConflict(
@@ -261,6 +528,31 @@ class SqliteCatalog:
                     f"snapshot {lease.snapshots[table]} of {table} is being read",
                     f"{lease.holder} holds a lease on it for another {lease.until - self._clock.now():.0f} s",
                 )
+
+    @staticmethod
+    def _check_inside(location: str, folders: Sequence[str], what: str) -> None:
+        """A client that may name any location could read or overwrite what is not a table's."""
+        place = canonical(location)
+        parts = place.rpartition("://")[2].removeprefix("/").split("/")
+        inside = any(place.startswith(f"{canonical(folder)}/") for folder in folders)
+        if not inside or not {"", ".", ".."}.isdisjoint(parts) or "%" in location:
+            raise ProjectError(
+                "CATALOG_LOCATION",
+                f"{location} is no place for {what}",
+                f"it is not below {' or '.join(folders)}, or not written in the plainest form",
+                "leave the location out: the catalog chooses one",
+            )
+
+    def _check_place(self, connection: sqlite3.Connection, ident: TableId, new: Json, base: Json | None = None) -> None:
+        """The locations that metadata names are its own. Raises ProjectError CATALOG_LOCATION, AlreadyExists LOCATION_TAKEN."""
+        location = new["location"]
+        if base is None or location != base["location"]:
+            self._check_inside(location, self.places, named(ident))
+            self._check_location(connection, ident, location)
+        if base is None or new["properties"] != base["properties"]:
+            for name in _PLACES:
+                if new["properties"].get(name, location).rstrip("/") != location:
+                    self._check_inside(new["properties"][name], [location], name)
 
     @staticmethod
     def _check_location(connection: sqlite3.Connection, table: TableId, location: str) -> None:
@@ -349,7 +641,7 @@ class SqliteCatalog:
                 "use the newer program",
             )
         if version < _SCHEMA_VERSION:
-            connection.executescript(f"BEGIN IMMEDIATE; {_DDL} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
+            self._upgrade(connection)
         if fresh:
             # SQLite syncs the database, but its name is the folder's.
             folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY)
@@ -357,6 +649,30 @@ class SqliteCatalog:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+    def _upgrade(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Another process may have been faster.
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            for number, ddl in enumerate((_DDL, _DDL_2), 1):
+                for statement in ddl.split(";\n") if version < number else ():
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {max(version, _SCHEMA_VERSION)}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+
+def shown(namespace: str) -> str:
+    """A namespace's name for people."""
+    return namespace.replace(LEVEL, ".")
+
+
+def named(ident: TableId) -> str:
+    """A table's or view's name for people."""
+    return f"{shown(ident.namespace)}.{ident.name}"
 
 
 def _in_path(name: str) -> str:

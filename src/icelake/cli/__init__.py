@@ -27,6 +27,7 @@ COMMANDS = {
     "tables": "size, rows, freshness and snapshots of the tables, or of one in detail",
     "cuts": "the points in time at which all tables are consistent with each other",
     "status": "each source: who syncs it, how far the lake is, how far behind",
+    "catalog": "serve the tables to every engine that speaks the Iceberg REST protocol",
     "verify": "prove that the lake equals the source at one LSN, or list the keys that differ",
     "bench": "the benchmark of that name, each figure beside its limit or peer",
     "doctor": "what is missing or unsafe here, with the command that mends it",

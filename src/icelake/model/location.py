@@ -1,13 +1,16 @@
 """Locations: where a file or folder is. An absolute path, or an object of S3.
 
-Engines write one and the same object as ``s3://``, ``s3a://`` or ``s3n://``; locations are compared in their canonical form.
+Engines write one and the same object as ``s3://``, ``s3a://`` or ``s3n://``, and a path as ``file:/…`` or ``file:///…``; locations are
+compared in their canonical form.
 """
 
 _S3 = ("s3://", "s3a://", "s3n://")
 
 
 def canonical(location: str) -> str:
-    """The location without trailing slashes, an S3 one as ``s3://bucket/key``."""
+    """The location without trailing slashes, an S3 one as ``s3://bucket/key``, one in a file system as its path."""
+    if location[:5].lower() == "file:":
+        location = "/" + location[5:].lstrip("/")
     for scheme in _S3:
         if location[: len(scheme)].lower() == scheme:
             location = "s3://" + location[len(scheme) :]

@@ -1,4 +1,4 @@
-"""Files in local folders; a location is a plain absolute path.
+"""Files in local folders; a location is a plain absolute path, or that as ``file:/path`` (which is the same file).
 
 Promises: after ``flush`` every file written before it, and every folder that names it, survives a power cut. A file that could
 not be written whole is not there. Never replaces a file, never follows a relative path.
@@ -19,6 +19,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from icelake.errors import Corrupt, IcelakeError, ProjectError, Refused, Unreachable
+from icelake.model.location import canonical
 from icelake.ports import StoredFile
 
 _Thing = TypeVar("_Thing")
@@ -218,6 +219,8 @@ class LocalStorage:
 
 
 def _absolute(location: str) -> str:
+    if location.startswith("file:"):
+        location = canonical(location)
     if not location.startswith("/") or os.path.normpath(location) != location.rstrip("/"):
         raise ProjectError(
             "STORAGE_LOCATION",

@@ -1,0 +1,4 @@
+"""The REST compatibility kit of the Iceberg project, run against any REST catalog: ``python -m tests.rck URI``.
+
+Its tests are Java, and are the client of the catalog they test. ``jgo.lock.toml`` names the jars; the first run downloads them.
+"""

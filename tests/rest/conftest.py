@@ -1,0 +1,123 @@
+"""A served catalog, and a client that says what it got."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.provoked import raised
+
+_CODE = re.compile(r"icelake: ([A-Z_]+)")
+"""An error's code, where the server says it."""
+ICELAKE = str(Path(sys.executable).parent / "icelake")
+ENVIRONMENT = {**os.environ, "SHOP_DSN": "host=nowhere"}
+PROJECT = """
+[project]
+name = "served"
+
+[sources.shop]
+dsn = { env = "SHOP_DSN" }
+tables = ["public.*"]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+    @property
+    def error(self) -> str:
+        """The type of the error, '' if it is none."""
+        return self.body["error"]["type"] if self.status >= 400 else ""
+
+    @property
+    def code(self) -> str:
+        """Of the error, as people look it up."""
+        found: str = self.body["error"]["stack"][0].removeprefix("icelake: ")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    uri: str
+    folder: Path
+
+    @property
+    def warehouse(self) -> Path:
+        return self.folder / "lake" / "warehouse"
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Said:
+        """``body``: an object, or bytes as they are."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        request = Request(f"{self.uri}/v1/{path}", data, {"content-type": "application/json", **(headers or {})}, method=method)
+        try:
+            with urlopen(request, timeout=60) as answer:
+                found = answer.read()
+                return Said(answer.status, json.loads(found) if found else None, dict(answer.headers))
+        except HTTPError as error:
+            found = error.read()
+            raised.update(_CODE.findall(found.decode()))
+            return Said(error.code, json.loads(found) if found else None, dict(error.headers))
+
+    def made(self, method: str, path: str, body: Any = None) -> Any:
+        """What it answers, which is no error."""
+        said = self.ask(method, path, body)
+        assert said.status < 300, said
+        return said.body
+
+
+def part(*levels: str) -> str:
+    """A name as part of a path."""
+    return quote("\x1f".join(levels), safe="")
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    (folder / "icelake.toml").write_text(PROJECT)
+    command = [ICELAKE, "catalog", "serve", "-C", str(folder), "--port", "0", "--json", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        try:
+            assert process.stdout is not None
+            yield json.loads(process.stdout.readline())["uri"], process
+        finally:
+            process.terminate()
+            assert process.wait(30) in (0, 130, -15)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    with serving(folder) as (uri, _):
+        yield Served(uri, folder)
+
+
+@pytest.fixture
+def served(server: Served) -> Iterator[Served]:
+    """A catalog with nothing in it."""
+    yield server
+    inside = server.made("GET", "namespaces")["namespaces"]
+    while inside:
+        levels = inside.pop()
+        name = part(*levels)
+        if below := server.made("GET", f"namespaces?parent={name}")["namespaces"]:
+            inside += [levels, *below]
+            continue
+        for kind in ("tables", "views"):
+            for one in server.made("GET", f"namespaces/{name}/{kind}")["identifiers"]:
+                server.made("DELETE", f"namespaces/{name}/{kind}/{part(one['name'])}?purgeRequested=true")
+        server.made("DELETE", f"namespaces/{name}")
+    for file in server.warehouse.rglob("*.json"):
+        file.unlink()

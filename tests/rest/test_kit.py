@@ -1,0 +1,26 @@
+"""The Iceberg project's own REST compatibility kit, on the served catalog: tables, views, namespaces, as Java clients use them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Lacking
+from tests.rck.kit import run
+from tests.rest.conftest import serving
+from tests.spark.conftest import java_home
+
+PROPERTIES = {"CATALOG_RCK_REQUIRES__NAMESPACE__CREATE": "true", "CATALOG_RCK_SUPPORTS__NAMES__WITH__DOT": "true"}
+PLACES = ("/tmp/ns", "/tmp/newdb")
+"""Where the kit wants some of its tables, whatever a catalog thinks of it."""
+
+
+@pytest.mark.timeout(600)
+def test_the_compatibility_kit(tmp_path: Path, lacking: Lacking) -> None:
+    if java_home() is None:
+        lacking("java", "no Java 17 or 21 in JAVA_HOME, on PATH or in /usr/lib/jvm")
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    with serving(lake, *(word for place in (*PLACES, str(tmp_path)) for word in ("--also", place))) as (uri, _):
+        result = run(uri, tmp_path / "kit", PROPERTIES)
+    assert result.failures == ()
+    assert result.passed >= 144
