@@ -114,12 +114,12 @@ class Lakehouse:
     def rest(self, hosts: Collection[str], also: Sequence[str] = ()) -> "ASGIApp":
         """The catalog as a web application that speaks the Iceberg REST protocol, to whom asks for one of ``hosts``.
 
-        ``also``: where tables may be, besides the warehouse.
+        ``also``: where tables may be, besides the warehouse. A warehouse ``lake@X`` is the lake at what ``query --at X`` is asked of.
         """
         from icelake.catalog.rest import app
 
         self._catalog.places += also
-        return app(self._catalog, hosts)
+        return app(self._catalog, hosts, lambda point: self.resolve(point).snapshots)
 
     def __enter__(self) -> Self:
         return self

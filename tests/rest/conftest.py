@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +85,13 @@ def part(*levels: str) -> str:
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    (folder / "icelake.toml").write_text(PROJECT)
+def serving(folder: Path, *options: str, environment: Mapping[str, str] = ENVIRONMENT) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The catalog of the project in the folder, which is made if there is none."""
+    project = folder / "icelake.toml"
+    if not project.exists():
+        project.write_text(PROJECT)
     command = [ICELAKE, "catalog", "serve", "-C", str(folder), "--port", "0", "--json", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             yield json.loads(process.stdout.readline())["uri"], process

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 import orjson
 from starlette.concurrency import run_in_threadpool
@@ -22,10 +22,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from icelake.catalog.fresh import fresh
 from icelake.catalog.metadata import bad, list_of, object_of, text_of
+from icelake.catalog.past import Past
 from icelake.catalog.store import LEVEL, Kind, SqliteCatalog
 from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, IcelakeError, ProjectError, Unreachable
 from icelake.model.relation import TableId
 from icelake.ports import Json, LoadedTable, TableChange
+
+At = Callable[[str], Mapping[TableId, int]]
+"""Of a point in time (a cut, an LSN, a time): the tables there were, each with its snapshot. Raises ProjectError NO_SUCH_POINT."""
 
 LARGEST_REQUEST = 64 << 20
 """Bytes of a request's body."""
@@ -79,9 +83,12 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def app(store: SqliteCatalog, hosts: Collection[str]) -> ASGIApp:
-    """The ASGI application. ``hosts``: the names it is asked by; a web page that has its own name lead here asks by that."""
-    api = _Api(store)
+def app(store: SqliteCatalog, hosts: Collection[str], at: At) -> ASGIApp:
+    """The ASGI application.
+
+    ``hosts``: the names it is asked by; a web page that has its own name lead here asks by that. ``at``: see ``At``.
+    """
+    api = _Api(store, at)
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -153,6 +160,8 @@ _TYPES = {
     "NAMESPACE_NOT_EMPTY": (409, "NamespaceNotEmptyException"),
     "DISK_FULL": (507, "ServiceFailureException"),
     "FILE_MISSING": (404, "NotFoundException"),
+    "NO_SUCH_POINT": (404, "NotFoundException"),
+    "READ_ONLY": (403, "ForbiddenException"),
 }
 
 
@@ -223,6 +232,8 @@ _WAYS = (
     _Way("POST", "views/rename", "rename_view"),
     _Way("POST", "namespaces/{namespace}/register-view", "register_view"),
 )
+_PAST = "lake@"
+"""Before a point in time, in the name of a warehouse and as what stands before every path then."""
 _ENDPOINTS = [f"{way.method} /v1/{{prefix}}/{way.path}" for way in _WAYS if way.advertised]
 _PATTERNS = [
     (way, [None if part.startswith("{") else part for part in way.path.split("/")], re.findall(r"{(\w+)}", way.path)) for way in _WAYS
@@ -231,16 +242,19 @@ _PATTERNS = [
 
 def _route(api: "_Api", method: str, path: str) -> tuple[_Handler, dict[str, str]]:
     """Who answers, and the names in the path. Each part is decoded by itself, so a name may have a slash in it."""
-    parts = path.partition("?")[0].strip("/").split("/")
-    if parts[0] != "v1":
+    version, *parts = path.partition("?")[0].strip("/").split("/")
+    if version != "v1":
         raise _NoRoute(404, f"there is nothing at {path}; the catalog is at /v1")
+    if parts and (past := unquote(parts[0])).startswith(_PAST):
+        # Some clients encode what they were told to put there, others do not. No point in time has a % in it.
+        api, parts = api.past(unquote(past)), parts[1:]
     there = False
     for way, pattern, names in _PATTERNS:
-        if len(pattern) != len(parts) - 1 or any(known not in (None, part) for known, part in zip(pattern, parts[1:], strict=True)):
+        if len(pattern) != len(parts) or any(known not in (None, part) for known, part in zip(pattern, parts, strict=True)):
             continue
         there = True
         if way.method == method:
-            values = [unquote(part) for known, part in zip(pattern, parts[1:], strict=True) if known is None]
+            values = [unquote(part) for known, part in zip(pattern, parts, strict=True) if known is None]
             return getattr(api, way.handler), dict(zip(names, values, strict=True))
     if there:
         raise _NoRoute(405, f"{method} is not done at {path}")
@@ -253,11 +267,23 @@ def _route(api: "_Api", method: str, path: str) -> tuple[_Handler, dict[str, str
 class _Api:
     """One method a route of the specification, by its operation's name."""
 
-    def __init__(self, store: SqliteCatalog) -> None:
+    def __init__(self, store: SqliteCatalog | Past, at: At) -> None:
         self._store = store
+        self._at = at
 
-    def config(self, _call: Call) -> Answer:
-        return Answer(body={"defaults": {}, "overrides": {}, "endpoints": _ENDPOINTS})
+    def past(self, warehouse: str) -> "_Api":
+        """The same of a point in time."""
+        assert isinstance(self._store, SqliteCatalog)
+        point = warehouse.removeprefix(_PAST)
+        return _Api(Past(self._store, self._at(point.removeprefix("cut:")), point), self._at)
+
+    def config(self, call: Call) -> Answer:
+        warehouse = call.query.get("warehouse", "")
+        if not warehouse.startswith(_PAST):
+            return Answer(body={"defaults": {}, "overrides": {}, "endpoints": _ENDPOINTS})
+        self.past(warehouse)
+        reading = [endpoint for endpoint in _ENDPOINTS if endpoint.startswith(("GET ", "HEAD "))]
+        return Answer(body={"defaults": {}, "overrides": {"prefix": quote(warehouse, safe="@:+")}, "endpoints": reading})
 
     # ------------------------------------------------------------------------------------------------- namespaces
 
@@ -418,8 +444,8 @@ def _loaded(loaded: LoadedTable) -> Answer:
 
 
 def _etag(loaded: LoadedTable, what: str) -> str:
-    """Changes with every commit, because metadata locations are never reused."""
-    return f'"{hashlib.sha256(f"{loaded.metadata_location} {what}".encode()).hexdigest()[:32]}"'
+    """Changes with every commit, because metadata locations are never reused; and with the snapshot a table is shown at."""
+    return f'"{hashlib.sha256(f"{loaded.metadata_location} {loaded.head} {what}".encode()).hexdigest()[:32]}"'
 
 
 def _page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], str | None]:

@@ -92,8 +92,8 @@ class Settings:
     """At most one commit in this time, unless a batch is full."""
     take_bytes: int = 1 << 23
     """So much is worth decoding and applying before the commit is due."""
-    chunk_bytes: int = 1 << 25
-    """At most so much is decoded and applied at once; twice that is held in memory as rows before it is written."""
+    chunk_bytes: int = 1 << 24
+    """At most so much is applied at once, while as much is decoded; twice that is held in memory as rows before it is written."""
     batch_bytes: int = 1 << 28
     """A batch is committed at the next boundary once it holds this much."""
     range_rows: int = 2_000_000
@@ -805,10 +805,22 @@ class Applier:
 
     def _keep_history(self, followed: Followed) -> None:
         """Begin to tell its history, or stop that, before the first change. Its row index is open: no history begins with a key twice."""
-        if self._wants_history(followed.relation):
-            followed.history = self._history(followed.table, self._catalog.load(followed.id))
-        elif (known := self._histories.get(str(followed.id))) is not None:
-            self._reshaped(self._catalog.load(known), stopped)
+        if not self._wants_history(followed.relation):
+            if (known := self._histories.get(str(followed.id))) is not None:
+                self._reshaped(self._catalog.load(known), stopped)
+            return
+        try:
+            loaded = self._catalog.load(followed.id)
+            if (loaded.head, loaded.metadata["current-schema-id"]) == _shown(followed.table):
+                followed.history = self._history(followed.table, loaded)
+                return
+            what, why = f"{followed.id} was changed while it was opened", "another program did"
+        except Refused as error:
+            error.table = error.table or str(followed.id)
+            raise
+        except (CommitConflict, NoSuchTable) as error:
+            what, why = f"the history of {followed.id} was not begun", str(error)
+        raise Unreachable("COMMIT_CONFLICT", what, why, "it is opened again")
 
     def _history(self, table: Table, mirror: LoadedTable) -> History:
         """The history of a mirror, in step with it and of its shape: made, or begun anew, if it is not there or is behind."""
@@ -1558,6 +1570,10 @@ def _heads(followed: Followed, parts: Sequence[TableChange]) -> dict[str, int]:
     tables = [followed.table, *([followed.history.table] if followed.history is not None else [])]
     heads = {str(table.id): made.get(table.id) or table.snapshot_id for table in tables}
     return {} if heads[str(followed.id)] is None else {name: head for name, head in heads.items() if head is not None}
+
+
+def _shown(table: Table) -> tuple[int | None, int]:
+    return table.snapshot_id, table.metadata["current-schema-id"]
 
 
 def _key(relation: Relation) -> tuple[tuple[int, int, int, str], ...]:

@@ -33,6 +33,8 @@ _YOUNG = 64
 """Of so many files of a size it is looked whether they are full; those before them are, or were merged when they were young."""
 _NEIGHBOURS_WHOLE = 4 << 20
 """The same in a table whose files have an order: there is more of them then, and each is cheap to read."""
+_FANIN = 4
+"""So many times a full file's Arrow bytes are read at once, at most, of hollow files."""
 _HOLLOW = 0.3
 """Share of deleted rows from which on a file is worth rewriting by itself, if it is larger than the smallest tier."""
 
@@ -70,7 +72,7 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS, *
         if file.size < (_SMALL if at_rest else _WHOLE):
             tiers.setdefault((0 if at_rest else _tier(file.size), file.partition), []).append(file)
     if hollows:
-        return _as_one(table, next(iter(hollows.values())), max_bytes)
+        return _as_one(table, next(iter(hollows.values())), max_bytes, max_rows)
     for place, files in tiers.items():
         if len(files) >= fanout:
             files.sort(key=lambda file: (file.first_row_id, file.sequence_number))
@@ -96,16 +98,22 @@ def choose(table: Table, max_bytes: int = MAX_BYTES, max_rows: int = MAX_ROWS, *
     return chosen
 
 
-def _as_one(table: Table, files: Sequence[LiveFile], max_bytes: int) -> list[int]:
-    """As many of these files as what is left of them makes one, or the first."""
+def _as_one(table: Table, files: Sequence[LiveFile], max_bytes: int, max_rows: int) -> list[int]:
+    """As many of these files as what is left of them makes one, and as may be read at once; or the first."""
     chosen: list[int] = []
-    size, left = 0, 0.0
+    size = rows = whole = 0
+    left = 0.0
     for file in sorted(files, key=lambda file: (file.first_row_id, file.sequence_number)):
+        arrow = table.arrow_bytes(file.no)
         size += file.size
-        left += table.arrow_bytes(file.no) * file.live_count / file.record_count
-        if chosen and (size > max_bytes or left > OPEN_BYTES):
+        rows += file.record_count
+        whole += arrow
+        left += arrow * file.live_count / file.record_count
+        if chosen and (not arrow or size > max_bytes or rows > max_rows or whole > _FANIN * OPEN_BYTES or left > OPEN_BYTES):
             break
         chosen.append(file.no)
+        if not arrow:
+            break  # nobody knows how large its rows are
     return chosen
 
 

@@ -8,8 +8,8 @@ slot right now) and ``Refused`` for what somebody has to mend, with the statemen
 import re
 import select
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import RLock
+from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -134,16 +134,19 @@ class Kept:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._connection: Connection | None = None
-        self._closed = False
-        self._asking = RLock()
+        self._closed = self._ending = False
+        self._asking = Lock()
 
     def ask(self, doing: str, question: Callable[[Connection], _Answer]) -> _Answer:
         """``question`` of the session. Once it is closed, of one that is opened for it."""
-        if self._closed:
-            with session(self._dsn, doing) as server:
-                return question(server)
         with self._asking:
-            kept = self._connection
+            if not self._closed:
+                return self._asked(doing, question)
+        with session(self._dsn, doing) as server:
+            return question(server)
+
+    def _asked(self, doing: str, question: Callable[[Connection], _Answer]) -> _Answer:
+        for kept in (self._connection, None):
             if kept is None:
                 self._connection = connect(self._dsn)
             assert self._connection is not None
@@ -152,14 +155,27 @@ class Kept:
             except psycopg.Error as error:
                 lost = self._connection.broken
                 self._let_go()
-                if lost and kept is not None:
-                    return self.ask(doing, question)
-                raise explain(error, self._dsn, doing) from error
+                if not (lost and kept is not None) or self._ending:
+                    raise explain(error, self._dsn, doing) from error
+        raise AssertionError("a new session is asked once")
+
+    def end(self) -> None:
+        """Let nobody who is asking now wait for the answer."""
+        self._ending = True
+        asked = self._connection
+        if asked is not None:
+            with suppress(psycopg.Error):
+                asked.cancel_safe(timeout=1)
 
     def close(self) -> None:
-        with self._asking:
-            self._closed = True
-            self._let_go()
+        self._ending = True
+        # Who is asking still has a server that answers nothing, not even that it was cancelled.
+        if self._asking.acquire(timeout=1):
+            try:
+                self._closed = True
+                self._let_go()
+            finally:
+                self._asking.release()
 
     def _let_go(self) -> None:
         if self._connection is not None:

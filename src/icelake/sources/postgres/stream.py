@@ -20,11 +20,13 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 import psycopg
@@ -39,6 +41,8 @@ from icelake.sources.postgres.pgoutput import Decoder, DecoderState, Raw, Relati
 from icelake.sources.postgres.receive import EMPTY, ENDED, FULL, MESSAGE, Receiver
 from icelake.sources.postgres.session import Connection, Kept, connect, explain, explain_state, readable, run, session
 from icelake.sources.postgres.types import ALTERABLE
+
+_Answer = TypeVar("_Answer")
 
 _XLOG_DATA, _KEEPALIVE = ord("w"), ord("k")
 _BEGIN, _COMMIT, _RELATION, _TRUNCATE = (ord(letter) for letter in "BCRT")
@@ -59,6 +63,8 @@ _PAGE_HEADER = 40
 """Bytes of the longest header of a page of the log."""
 _AHEAD = 4
 """The share of a chunk that is worth being decoded ahead: one of so many."""
+_PATIENCE = 2.0
+"""Seconds that a look-up may take to notice that the stream is closed."""
 _REST = 10.0
 """Seconds between the last piece and the walsender, at most."""
 _REPLY_PAUSE = 0.05
@@ -182,7 +188,8 @@ class PgStream:
         self._streaming = False
         """Whether a walsender was begun."""
         self._decoder = Decoder(self._agree)
-        self._decoding = ThreadPoolExecutor(1, f"decode {slot}")
+        self._decoding: threading.Thread | None = None
+        self._asked_to_decode: SimpleQueue[tuple[bytes, Future[Chunk]] | None] = SimpleQueue()
         self._ahead: _Ahead | None = None
         """While it is there, the decoder is its thread's."""
         self.kept = Kept(dsn)
@@ -249,6 +256,7 @@ class PgStream:
     def _start_replication(self) -> None:
         named = sql.Literal(", ".join(map(schema.quoted, self._publications))).as_string()
         pgconn = self._connection.pgconn
+        self._streaming = True
         try:
             pgconn.send_query(
                 f"START_REPLICATION SLOT {schema.quoted(self._slot)} LOGICAL {format_lsn(self._fetched)} "
@@ -263,7 +271,6 @@ class PgStream:
             raise explain(error, self._dsn, "cannot start replication") from error
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise self._ended(result, starting=True)
-        self._streaming = True
         pgconn.nonblocking = 1
         # Only now, with the slot ours, can nobody move it any more; PostgreSQL itself would silently start further on.
         with session(self._dsn, "cannot look up the slot") as server:
@@ -499,26 +506,14 @@ class PgStream:
         return self._news != self._seen and self.buffered >= enough
 
     def take(self, *, before: int | None = None, max_bytes: int = 1 << 25) -> Chunk | None:
-        ahead, self._ahead = self._ahead, None
+        ahead = self._settled(before, max_bytes)
         with self._changed:
-            end = self._end_of_take(before, max_bytes)
-            if ahead is not None and (end is None or end < ahead.end):
-                # Somebody wants less than was decoded.
-                ahead.decoded.exception()
-                self._decoder.restore(ahead.before)
-                ahead = None
+            end = self._end_of_take(before, max_bytes) if ahead is None else ahead.end
             if end is None:
                 if self._failure is not None:
                     raise self._failure
                 return None
-            if ahead is not None:
-                end = ahead.end
-            size = end - self._taken
-            if size == len(self._buffer):
-                frames, self._buffer = self._buffer, bytearray()
-            else:
-                frames = self._buffer[:size]
-                del self._buffer[:size]
+            frames = self._drawn(end - self._taken, copied=ahead is not None)
             self._taken = end
             self.buffered = len(self._buffer)
             while self._transactions and self._transactions[0].end <= end:
@@ -526,8 +521,10 @@ class PgStream:
             while self._frame_ends and self._frame_ends[0] <= end:
                 self._frame_ends.popleft()
         self._wake()
+        self._ahead = None
         try:
-            chunk = ahead.decoded.result() if ahead is not None else self._decode(frames)
+            chunk = self._decode(frames) if ahead is None else ahead.decoded.result()
+            del frames
             self._still_made_of_the_same(chunk)
             self._decode_ahead(max_bytes)
             return chunk
@@ -545,6 +542,30 @@ class PgStream:
             self._give_up(error)
             raise
 
+    def _settled(self, before: int | None, max_bytes: int) -> _Ahead | None:
+        """What was decoded ahead, if it may be taken now; else the decoder is where it was before that."""
+        ahead = self._ahead
+        if ahead is None:
+            return None
+        with self._changed:
+            end = self._end_of_take(before, max_bytes)
+        if end is not None and end >= ahead.end:
+            return ahead
+        # Somebody wants less. Nobody is kept from receiving meanwhile.
+        ahead.decoded.exception()
+        self._decoder.restore(ahead.before)
+        self._ahead = None
+        return None
+
+    def _drawn(self, size: int, *, copied: bool) -> bytes | bytearray:
+        """So many bytes out of the buffer; nothing, if whoever wants them has a copy. Holds the lock."""
+        if size == len(self._buffer):
+            frames, self._buffer = self._buffer, bytearray()
+            return b"" if copied else frames
+        frames = bytearray() if copied else self._buffer[:size]
+        del self._buffer[:size]
+        return frames
+
     def _decode(self, frames: bytes | bytearray) -> Chunk:
         # One look at the catalog is late enough for everything that was received before it.
         self._described, self._columns = {}, {}
@@ -553,13 +574,31 @@ class PgStream:
     def _decode_ahead(self, max_bytes: int) -> None:
         """Begin to decode what is taken next, if it is much: whoever takes it applies what was taken before meanwhile."""
         with self._changed:
-            if self.buffered < max_bytes // _AHEAD or self._failure is not None:
-                return
-            end = self._end_of_take(None, max_bytes)
-            if end is None:
+            end = self._end_of_take(None, max_bytes) if self.buffered >= max_bytes // _AHEAD and self._failure is None else None
+            # A single value that is larger would be in memory once more.
+            if end is None or end - self._taken > max_bytes:
                 return
             frames = bytes(memoryview(self._buffer)[: end - self._taken])
-        self._ahead = _Ahead(end, self._decoder.state, self._decoding.submit(self._decode, frames))
+        if self._decoding is None:
+            # A daemon: a server that does not answer a look-up must not keep the process.
+            thread = threading.Thread(target=self._decode_asked, name=f"decode {self._slot}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return  # no more threads
+            self._decoding = thread
+        ahead = _Ahead(end, self._decoder.state, Future())
+        self._asked_to_decode.put((frames, ahead.decoded))
+        self._ahead = ahead
+
+    def _decode_asked(self) -> None:
+        while (asked := self._asked_to_decode.get()) is not None:
+            frames, decoded = asked
+            try:
+                decoded.set_result(self._decode(frames))
+            except BaseException as error:  # noqa: BLE001 - it is raised again by who takes it
+                decoded.set_exception(error)
+            del asked, frames, decoded
 
     def _give_up(self, error: BaseException) -> None:
         """Frames that could not be decoded are gone from the buffer: going on would lose them."""
@@ -626,7 +665,10 @@ class PgStream:
         self._release()
 
     def _release(self) -> None:
-        self._decoding.shutdown()
+        self.kept.end()
+        if self._decoding is not None:
+            self._asked_to_decode.put(None)
+            self._decoding.join(_PATIENCE)
         self.kept.close()
         self._connection.close()
         if self._wake_in >= 0:
@@ -902,7 +944,7 @@ class PgStream:
         if (parked := self._parked.get(message.oid)) is not None:
             oid = parked.oid if parked.partitioned else message.oid
             if oid not in self._columns:
-                self._columns[oid] = self.kept.ask("cannot look up a table", partial(_columns_now, parked, oid))
+                self._columns[oid] = self._look_up("cannot look up a table", partial(_columns_now, parked, oid))
             return Raw(parked.id, _attnums(parked, self._columns[oid], message))
         by_name = {(relation.schema, relation.name): relation for relation in self._held.values()}
         held = self._held.get(message.oid) or by_name[message.schema, message.name]
@@ -910,12 +952,17 @@ class PgStream:
         oid = held.oid if held.partitioned else message.oid
         if oid not in self._described:
             of = partial(schema.describe_oid, oid=oid, append_only=held.identity == "none")
-            self._described[oid] = self.kept.ask("cannot look up a table", of)
+            self._described[oid] = self._look_up("cannot look up a table", of)
         now = self._described[oid]
         doing = "cannot be followed"
         schema.must_be(held, now, doing)
         schema.raise_if_changed(held, _disagreement(held, message), doing)
         return held
+
+    def _look_up(self, doing: str, question: Callable[[Connection], _Answer]) -> _Answer:
+        if self._closing:
+            raise Unreachable("SOURCE_UNREACHABLE", doing, "the stream is closed", "it is tried again")
+        return self.kept.ask(doing, question)
 
     def _still_made_of_the_same(self, chunk: Chunk) -> None:
         """Raises UnsupportedTable if a composite type or an enum in the chunk's tables was altered: no relation message tells of that.
@@ -931,7 +978,7 @@ class PgStream:
         if not made:
             return
         for oid, held in made.items():
-            now = self.kept.ask("cannot look up a type", partial(schema.describe_oid, oid=oid, append_only=held.identity == "none"))
+            now = self._look_up("cannot look up a type", partial(schema.describe_oid, oid=oid, append_only=held.identity == "none"))
             if isinstance(now, Relation):
                 schema.raise_if_changed(held, schema.altered_types(held, now), "cannot be followed")
 
