@@ -150,6 +150,20 @@ def test_what_cannot_be_decoded_is_said_when_it_is_taken(shop: Shop) -> None:
             stream.take()
 
 
+def test_a_server_that_is_asked_all_the_time_does_something_else_too(shop: Shop) -> None:
+    shop.sql("create table a (id int primary key)")
+    (a,), start = shop.followed("public.a")
+    with closing(shop.source.stream(shop.slot, "p", start, [a])) as stream:
+        assert isinstance(stream, PgStream)
+        stream.wait(1)
+        before, began = stream._news, time.monotonic()
+        while time.monotonic() < began + 1:
+            stream.ask()
+            stream.wait(0.1)
+        # 10,000 if each answer is asked for at once.
+        assert 5 < stream._news - before < 500
+
+
 def test_look_ups_share_a_session_that_may_break(shop: Shop) -> None:
     shop.sql("create table a (id int primary key)")
     (a,), start = shop.followed("public.a")

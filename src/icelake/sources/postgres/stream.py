@@ -69,6 +69,9 @@ _REST = 10.0
 """Seconds between the last piece and the walsender, at most."""
 _REPLY_PAUSE = 0.05
 """Seconds between answers to a server that keeps asking."""
+_ASK_PAUSE = 0.02
+"""Seconds between questions where the server is. One that is asked again as soon as it has answered does nothing else: for half a minute
+10,000 answers a second were seen, and not one change."""
 _SHUTDOWN_REQUESTS = 100
 """A server that shuts down asks again at every answer until everything it sent is confirmed: this often, we let it go."""
 _POSTGRES_EPOCH = 946_684_800
@@ -322,9 +325,10 @@ class PgStream:
         """Up to where the next piece goes; None if what is left is not worth one.
 
         Each is decoded from the slot's restart_lsn on, which follows only where the server noted what runs (every 15 s) and an open
-        transaction holds back. So a piece is as large as what is decoded again with it, or half of what there is, within bounds: the server
-        keeps a piece's changes in temporary files. Where twice as much is decoded again the walsender goes on, which does so once. A copy
-        does not fail over, and so does not wait for ``synchronized_standby_slots`` as the slot does: the lake would run ahead of them.
+        transaction holds back. So a piece is as large as what is decoded again with it, or two thirds of what there is (after a checkpoint
+        the first half is pages more than changes), within bounds: the server keeps a piece's changes in temporary files. Where twice as
+        much is decoded again the walsender goes on, which does so once. A copy does not fail over, and so does not wait for
+        ``synchronized_standby_slots`` as the slot does: the lake would run ahead of them.
         """
         if self._piece is None:
             return None
@@ -341,7 +345,7 @@ class PgStream:
         if not found:
             return None
         behind, again = (int(number) for number in found[0])
-        size = min(max(self._piece, again, behind // 2), _LARGEST * self._piece)
+        size = min(max(self._piece, again, 2 * behind // 3), _LARGEST * self._piece)
         if behind < self._piece or again > 2 * size:
             return None
         # What would be left is no piece: it comes with this one.
@@ -733,7 +737,9 @@ class PgStream:
         """A standby status update, if one is due: the confirmed position and nothing else. Returns seconds until the next is due."""
         now = time.monotonic()
         due = self._told_at + (_REPLY_PAUSE if self._reply_due else self._every)
-        if not (now_at_least or self._asked or self._confirmed != self._confirmed_told or now >= due):
+        if self._asked:
+            due = min(due, self._told_at + _ASK_PAUSE)
+        if not (now_at_least or self._confirmed != self._confirmed_told or now >= due):
             self._connection.pgconn.flush()
             return due - now
         asked, self._asked = self._asked, False
