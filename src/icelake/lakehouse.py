@@ -489,7 +489,10 @@ class Lakehouse:
             ident = self._catalog.load(control_table(source)).metadata["properties"][SOURCE]
         except NoSuchTable:
             return []
-        loaded = [(table, self._catalog.load(table)) for table in self._catalog.tables() if table.namespace != CONTROL_NAMESPACE]
+        loaded: list[tuple[TableId, LoadedTable]] = []
+        for table in self._catalog.tables():
+            with suppress(NoSuchTable):  # somebody dropped it just now
+                loaded += [(table, self._catalog.load(table))] if table.namespace != CONTROL_NAMESPACE else []
         ours = [(table, one, one.metadata["properties"]) for table, one in loaded]
         return [(table, one) for table, one, properties in ours if properties.get(SOURCE) == ident or mirror_of(properties, ident)]
 

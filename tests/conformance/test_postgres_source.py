@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from icelake.errors import Corrupt, Gap, IcelakeError, ProjectError, Refused, Un
 from icelake.model.load import Bound, leaf_bounds
 from icelake.model.membership import Membership
 from icelake.model.relation import Refusal, Relation, TableId
-from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, Source
+from icelake.ports import DELETE, INSERT, TRUNCATE, UPDATE, RangeRead, Source
 from icelake.sources.postgres.server import PostgresSource, range_query
 from icelake.sources.postgres.session import run, session
 from icelake.sources.postgres.stream import PgStream
@@ -1008,15 +1009,32 @@ def test_ranges_hold_the_leaves_of_their_snapshot(shop: Shop) -> None:
     shop.sql("create table t4 (like t including all)")
     shop.sql("insert into t4 values (1, 4, 'd')")
     t = shop.relation("public.t")
+    shop.sql("set lock_timeout = '1s'")
+
+    def meanwhile(statement: str, look: Callable[[RangeRead], None]) -> None:
+        """After the snapshot, and before the leaf is read, which begins by itself: once it has begun the statement would wait for it."""
+        for _ in range(50):
+            with shop.source.read_range(t, None, None, 1000) as reading:
+                try:
+                    shop.sql(statement)
+                except psycopg.errors.LockNotAvailable:
+                    continue
+                look(reading)
+                return
+        raise AssertionError(f"the reader was always faster: {statement}")
+
+    def refused(reading: RangeRead) -> None:
+        with pytest.raises(Unreachable, match="TABLE_REWRITTEN"):
+            list(reading.rows)
+
     for statement, rows in (("alter table t34 attach partition t4 for values in (4)", 30), ("alter table t detach partition t2", 31)):
-        with shop.source.read_range(t, None, None, 1000) as reading:
-            shop.sql(statement)
+
+        def whole(reading: RangeRead, rows: int = rows) -> None:
             assert sum(map(len, reading.rows)) == rows
+
+        meanwhile(statement, whole)
     for statement in ("truncate t1", "drop table t4", "alter table t3 rename to other", "alter table t rename v to w"):
-        with shop.source.read_range(t, None, None, 1000) as reading:
-            shop.sql(statement)
-            with pytest.raises(Unreachable, match="TABLE_REWRITTEN"):
-                list(reading.rows)
+        meanwhile(statement, refused)
 
 
 @pytest.mark.versions(15)

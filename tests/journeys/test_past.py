@@ -8,7 +8,7 @@ from urllib.parse import quote
 import duckdb
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import ForbiddenError, NoSuchTableError, RESTError
+from pyiceberg.exceptions import NoSuchTableError, RESTError
 
 from icelake.engines.duckdb import extension_file
 from tests.journeys.conftest import Shell
@@ -81,11 +81,21 @@ def test_every_engine_can_be_attached_to_a_cut(shop: Shell) -> None:
         change_of = {"updates": [{"action": "set-properties", "updates": {"a": "b"}}]}
         refused = served.ask("POST", f"{quote(f'lake@cut:{cut}')}/namespaces/public/tables/orders", change_of)
         assert refused.code == "READ_ONLY"
-        with pytest.raises((ForbiddenError, NotImplementedError)):
-            past.drop_table("public.orders")
+        assert served.ask("DELETE", f"{quote(f'lake@cut:{cut}')}/namespaces/public/tables/orders").error == "ForbiddenException"
         with pytest.raises(RESTError, match="nothing in the lake is known"):
             load_catalog("past", type="rest", uri=uri, warehouse="lake@cut:7")
-        assert served.ask("GET", "config?warehouse=lake@nonsense").code == "NO_SUCH_POINT"
+        for nonsense in ("lake@nonsense", "cut:7", "other@cut:7"):
+            assert served.ask("GET", f"config?warehouse={nonsense}").code == "NO_SUCH_POINT"
+        # What the lake holds of a source, and what it keeps for itself, goes by no request.
+        (control,) = served.made("GET", "namespaces/icelake/tables")["identifiers"]
+        for method, path, body in (
+            ("DELETE", "namespaces/public/tables/orders", None),
+            ("DELETE", "namespaces/public/tables/orders?purgeRequested=true", None),
+            ("POST", "tables/rename", {"source": {"namespace": ["public"], "name": "orders"}, "destination": control}),
+            ("DELETE", f"namespaces/icelake/tables/{control['name']}", None),
+            ("POST", f"namespaces/icelake/tables/{control['name']}", change_of),
+        ):
+            assert served.ask(method, path, body).code == "PROTECTED", path
         # What was asked at a cut is asked while the source is followed: the same again.
         change(shop, 5)
         assert rows(past, "public.orders") == orders.scan().to_arrow().sort_by("id").to_pylist()

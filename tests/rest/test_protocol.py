@@ -440,6 +440,121 @@ def test_locations_are_the_table_s_own(shop: Served) -> None:
     shop.made("POST", "namespaces/shop/tables/t", inside)
 
 
+def test_a_log_that_a_client_wrote_deletes_nothing_of_others(shop: Served) -> None:
+    """Old metadata files are deleted as a table goes on; which they are stands in metadata that may have been registered."""
+    victim = make(shop, "victim")["metadata-location"]
+    place = Path(f"{shop.warehouse.resolve()}/mine")
+    mine = make(shop, "mine", location=str(place))
+    shop.made("DELETE", "namespaces/shop/tables/mine")
+    own = place / "metadata" / "00000-old.metadata.json"
+    own.write_text("{}")
+    log = [{"metadata-file": name, "timestamp-ms": 1} for name in (victim, f"{place}/../{Path(victim).name}", "/etc/hostname", str(own))]
+    forged = place / "metadata" / "forged.metadata.json"
+    properties = {"write.metadata.previous-versions-max": "1", "write.metadata.delete-after-commit.enabled": "true"}
+    forged.write_text(json.dumps({**mine["metadata"], "metadata-log": log, "properties": properties}))
+    shop.made("POST", "namespaces/shop/register", {"name": "mine", "metadata-location": str(forged)})
+    for value in "ab":
+        change = {"updates": [{"action": "set-properties", "updates": {"x": value}}]}
+        shop.made("POST", "namespaces/shop/tables/mine", change)
+    assert Path(victim).exists()
+    assert Path("/etc/hostname").exists()
+    assert not own.exists()
+
+
+def test_what_could_not_be_read_again_is_not_stored(shop: Served) -> None:
+    before = make(shop, "t")["metadata"]
+    made = snapshot(before, 1)[0]["snapshot"]
+    deep: Any = 1
+    for _ in range(230):
+        deep = [deep]
+    field = {"id": 3, "name": "x", "required": False, "type": "int"}
+    broken: list[Json] = [
+        {"action": "add-snapshot", "snapshot": {**made, "summary": {"operation": "append", "n": 1}}},
+        {"action": "add-snapshot", "snapshot": {**made, "parent-snapshot-id": "x"}},
+        {"action": "add-snapshot", "snapshot": {**made, "timestamp-ms": 1 << 62}},
+        {"action": "add-snapshot", "snapshot": {**made, "timestamp-ms": before["last-updated-ms"] + 10**9}},
+        {"action": "add-snapshot", "snapshot": {**made, "junk": deep}},
+        {"action": "add-sort-order", "sort-order": {"fields": [{"source-id": 1}]}},
+        {"action": "add-schema", "schema": {"type": "struct", "fields": [{**field, "type": 5}]}},
+        {"action": "add-schema", "schema": {"type": "struct", "fields": [{**field, "id": 1 << 62}]}},
+        {"action": "add-schema", "schema": {"type": "struct", "fields": [{"name": "x", "type": "int"}]}},
+        {"action": "add-schema", "schema": {"type": "struct", "fields": [5]}},
+        {"action": "add-spec", "spec": {"fields": [{"source-id": 1, "name": "p", "transform": "identity", "field-id": "q"}]}},
+        {"action": "add-spec", "spec": {"fields": [{"source-id": 99, "name": "p", "transform": "identity"}]}},
+        {"action": "remove-snapshots", "snapshot-ids": [{}]},
+        {"action": "remove-properties", "removals": [{}]},
+        {"action": "set-properties", "updates": {"icelake.source": "mine"}},
+    ]
+    for update in [*broken, *[{"action": "set-location", "location": place} for place in (5, "x\0", "file://host/x")]]:
+        said = shop.ask("POST", "namespaces/shop/tables/t", {"updates": [update]})
+        assert said.error == "BadRequestException", (update, said)
+    assert shop.ask("POST", "namespaces/shop/tables/t", {"updates": [broken[-1]] * 1001}).error == "BadRequestException"
+    assert shop.made("GET", "namespaces/shop/tables/t")["metadata"] == before
+    for more in ({"location": 5}, {"partition-spec": {"fields": [{"source-id": 10}]}}, {"properties": {"icelake.source": "x"}}):
+        said = shop.ask("POST", "namespaces/shop/tables", {"name": "x", "schema": SCHEMA, **more})
+        assert said.error == "BadRequestException", (more, said)
+    assert shop.ask("POST", "namespaces/shop/properties", {"removals": 5}).error == "BadRequestException"
+    assert shop.ask("GET", f"namespaces?pageSize={'9' * 5000}").error == "BadRequestException"
+    # A table that is upgraded has snapshots without row ids.
+    metadata = shop.made("POST", "namespaces/shop/tables/t", {"updates": snapshot(before, 1)})["metadata"]
+    update = {"action": "upgrade-format-version", "format-version": 3}
+    metadata = shop.made("POST", "namespaces/shop/tables/t", {"updates": [update]})["metadata"]
+    again = shop.made("POST", "namespaces/shop/register", {"name": "u" * 300, "metadata-location": forge(shop, metadata)})
+    assert again["metadata"]["format-version"] == 3
+    for name in ("[]", '{"snapshots": 5}', '{"refs": []}', '{"partition-spec": [5]}', "[" * 220 + "]" * 220):
+        place = shop.warehouse.resolve() / "broken.metadata.json"
+        place.write_text(name)
+        register = {"name": "v", "metadata-location": str(place)}
+        assert shop.ask("POST", "namespaces/shop/register", register).error == "BadRequestException", name
+
+
+def forge(served: Served, metadata: Json) -> str:
+    """Metadata that somebody else wrote, of a table of its own."""
+    folder = served.warehouse.resolve() / "forged"
+    folder.mkdir()
+    place = folder / "v1.metadata.json"
+    place.write_text(json.dumps({**metadata, "location": str(folder), "table-uuid": "00000000-0000-0000-0000-000000000001"}))
+    return str(place)
+
+
+def test_where_a_table_was_nobody_else_comes_to_be(shop: Served) -> None:
+    """There may be files of it still, which a purge of the other would delete."""
+    warehouse = shop.warehouse.resolve()
+    make(shop, "t", location=f"{warehouse}/one")
+    change = {"updates": [{"action": "set-location", "location": f"{warehouse}/two"}]}
+    shop.made("POST", "namespaces/shop/tables/t", change)
+    for place in ("one", "one/inside", "two"):
+        said = shop.ask("POST", "namespaces/shop/tables", {"name": "u", "schema": SCHEMA, "location": f"{warehouse}/{place}"})
+        assert said.code == "LOCATION_TAKEN"
+    shop.made("DELETE", "namespaces/shop/tables/t")
+    make(shop, "u", location=f"{warehouse}/one")
+    # Paths of its own are its own wherever it is.
+    path = {"updates": [{"action": "set-properties", "updates": {"write.metadata.path": f"{warehouse}/one/m"}}]}
+    shop.made("POST", "namespaces/shop/tables/u", path)
+    assert shop.ask("POST", "namespaces/shop/tables/u", change).error == "BadRequestException"
+
+
+def test_a_purge_leaves_what_others_may_need(shop: Served) -> None:
+    kept = make(shop, "t", properties={"gc.enabled": "false"})["metadata-location"]
+    shop.made("DELETE", "namespaces/shop/tables/t?purgeRequested=true")
+    assert Path(kept).exists()
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    with serving(tmp_path) as (first, _), serving(tmp_path) as (second, _):
+        one, other = Served(first, tmp_path), Served(second, tmp_path)
+        one.made("POST", "namespaces", {"namespace": ["shop"]})
+        metadata = make(one, "source")["metadata"]
+        register = {"name": "t", "metadata-location": forge(one, metadata)}
+        before = one.made("POST", "namespaces/shop/register", register)["metadata"]
+        other.made("DELETE", "namespaces/shop/tables/t")
+        place = Path(register["metadata-location"])
+        place.write_text(json.dumps({**json.loads(place.read_text()), "table-uuid": "00000000-0000-0000-0000-000000000002"}))
+        other.made("POST", "namespaces/shop/register", register)
+        stale = {"requirements": [{"type": "assert-table-uuid", "uuid": before["table-uuid"]}], "updates": []}
+        assert one.ask("POST", "namespaces/shop/tables/t", stale).error == "CommitFailedException"
+
+
 def test_requests_are_bounded(shop: Served) -> None:
     assert shop.ask("POST", "namespaces", b"{").error == "BadRequestException"
     assert shop.ask("POST", "namespaces", b"[]").error == "BadRequestException"
@@ -476,7 +591,7 @@ def test_a_request_that_is_wrong_in_itself(shop: Served) -> None:
         {"name": "t", "schema": SCHEMA, "write-order": {"fields": [{"transform": "identity"}]}},
     ):
         assert shop.ask("POST", "namespaces/shop/tables", body).error == "BadRequestException", body
-    register = {"name": "t", "metadata-location": f"{shop.warehouse.resolve()}/none/metadata.json"}
+    register = {"name": "t", "metadata-location": f"{shop.warehouse.resolve()}/none/x.metadata.json"}
     assert shop.ask("POST", "namespaces/shop/register", register).status in (404, 422)
     junk = shop.warehouse / "junk.json"
     junk.write_text("{}")
@@ -493,7 +608,7 @@ def test_what_the_applier_holds_is_served_too(tmp_path: Path) -> None:
         served.made("POST", "namespaces", {"namespace": ["shop"]})
         make(served, "t")
     database = sqlite3.connect(tmp_path / "lake" / "catalog.db")
-    database.executescript("drop table namespaces; alter table tables drop column kind; pragma user_version = 1")
+    database.executescript("drop table namespaces; drop table former; alter table tables drop column kind; pragma user_version = 1")
     database.close()
     with serving(tmp_path) as (uri, _):
         served = Served(uri, tmp_path)

@@ -153,6 +153,7 @@ _SHAPE: Final = {
     "partition-statistics": [_OF_SNAPSHOT],
 }
 """Keys that must be there and what each holds; ``...``: under any key."""
+_DEEPEST_DOCUMENT: Final = 200
 _DEEPEST: Final = 128
 """Levels of JSON below a schema's fields: whoever walks through types does so by calling itself."""
 
@@ -162,7 +163,9 @@ def read(data: bytes) -> Json:
     found = orjson.loads(data)
     check_form(found, _SHAPE, "it")
     if found["format-version"] >= 3:
-        check_form(found, {"next-row-id": int, "snapshots": [{"first-row-id": int, "added-rows": int}]}, "it")
+        # Snapshots of before the table had version 3 have no row ids.
+        lineage = [snapshot for snapshot in found["snapshots"] if "first-row-id" in snapshot or "added-rows" in snapshot]
+        check_form({**found, "snapshots": lineage}, {"next-row-id": int, "snapshots": [{"first-row-id": int, "added-rows": int}]}, "it")
     for schema in found["schemas"]:
         _check_depth(schema["fields"])
     for things, ident, current in (
@@ -172,6 +175,8 @@ def read(data: bytes) -> Json:
     ):
         if all(thing[ident] != found[current] for thing in found[things]):
             raise ValueError(f"{current} is {found[current]}, which is none of its {things}")
+    if any(not 0 <= snapshot["timestamp-ms"] < 1 << 62 for snapshot in found["snapshots"]):
+        raise ValueError("a snapshot is of no time")
     sequence = {snapshot["snapshot-id"]: snapshot["sequence-number"] for snapshot in found["snapshots"]}
     if len(sequence) != len(found["snapshots"]):
         raise ValueError("a snapshot is there twice")
@@ -198,6 +203,7 @@ def registered(data: bytes) -> Json:
     found = orjson.loads(data)
     if not isinstance(found, dict):
         raise ValueError("it is no object")
+    bounded(found)
     for key in ("refs", "properties"):
         found.setdefault(key, {})
     for key in ("snapshots", "snapshot-log", "metadata-log", "statistics", "partition-statistics"):
@@ -212,13 +218,13 @@ def registered(data: bytes) -> Json:
     if "sort-orders" not in found:
         found |= {"sort-orders": [_UNSORTED], "default-sort-order-id": 0}
     found.setdefault("table-uuid", str(uuid5(NAMESPACE_URL, str(found.get("location")))))
-    for snapshot in found["snapshots"]:
+    for snapshot in found["snapshots"] if isinstance(found["snapshots"], list) else ():
         if isinstance(snapshot, dict):
             snapshot.setdefault("sequence-number", 0)
             snapshot.setdefault("summary", {"operation": "overwrite"})
     if found.get("current-snapshot-id") == -1:
         del found["current-snapshot-id"]
-    if found.get("current-snapshot-id") is not None:
+    if found.get("current-snapshot-id") is not None and isinstance(found["refs"], dict):
         found["refs"].setdefault("main", {"snapshot-id": found["current-snapshot-id"], "type": "branch"})
     return read(orjson.dumps(found))
 
@@ -244,12 +250,17 @@ def check_form(thing: Any, form: Any, where: str) -> None:
         raise ValueError(f"{where} is {str(thing)[:80]!r}")
 
 
-def _check_depth(kind: Any) -> None:
+def _check_depth(kind: Any, deepest: int = _DEEPEST, what: str = "a type") -> None:
     level, depth = [kind], 0
     while level := [inner for one in level for inner in _inside(one)]:
         depth += 1
-        if depth > _DEEPEST:
-            raise ValueError(f"a type is nested more than {_DEEPEST} levels deep")
+        if depth > deepest:
+            raise ValueError(f"{what} is nested more than {deepest} levels deep")
+
+
+def bounded(document: Any) -> None:
+    """Raises ValueError if JSON is nested so deep that it could not be written again as part of something."""
+    _check_depth(document, _DEEPEST_DOCUMENT, "it")
 
 
 def deep(kind: Any, where: str) -> None:
@@ -505,11 +516,19 @@ def _add_spec(change: _Change, update: Json) -> None:
             ident = last
         for key in ("name", "transform"):
             text_of(field, key, action)
-        int_of(field, "source-id", action)
+        _check_sources(new, field, action)
         fields.append({**field, "field-id": ident})
         last = max(last, ident)
     change.last["spec"] = _put(change, "partition-specs", "spec-id", {**update["spec"], "fields": fields}, ("fields",))
     new["last-partition-id"] = last
+
+
+def _check_sources(metadata: Json, field: Json, action: str) -> None:
+    """What a field of a spec or an order is made of is, or was, in the table."""
+    sources = list_of(field, "source-ids", action) if "source-ids" in field else [int_of(field, "source-id", action)]
+    known = {ident for schema in metadata["schemas"] for ident in _field_ids(schema)}
+    if not known.issuperset(sources):
+        raise bad(action, f"there is no field {', '.join(map(str, sources))} to partition or sort by")
 
 
 def _set_default_spec(change: _Change, update: Json) -> None:
@@ -522,7 +541,8 @@ def _remove_partition_specs(change: _Change, update: Json) -> None:
 
 def _add_sort_order(change: _Change, update: Json) -> None:
     order = object_of(update, "sort-order", "add-sort-order")
-    list_of(order, "fields", "add-sort-order")
+    for field in list_of(order, "fields", "add-sort-order"):
+        _check_sources(change.new, field, "add-sort-order")
     # Spec, Sorting: order 0 is the one without fields.
     change.last["order"] = _put(change, "sort-orders", "order-id", order, ("fields",), first=1 if order["fields"] else 0)
 

@@ -58,7 +58,7 @@ class Past:
         raise Refused("READ_ONLY", f"nothing can be changed at {self._called}", "what was, stays", fix)
 
     create_namespace = set_namespace = drop_namespace = _refuse
-    free = planned = create_from = register = drop = purge = rename = commit = _refuse
+    free = planned = create_from = register = drop = purge = rename = commit_foreign = _refuse
     create_view = register_view = commit_view = _refuse
 
 
@@ -71,16 +71,18 @@ def ended(metadata: Json, snapshot_id: int) -> Json | None:
     kept: list[Json] = []
     at: int | None = snapshot_id
     while at in by_id:
-        kept.append(by_id[at])
-        at = by_id[at].get("parent-snapshot-id")
+        # Each once, whatever somebody wrote for its parent.
+        kept.append(by_id.pop(at))
+        at = kept[-1].get("parent-snapshot-id")
     before = {snapshot["snapshot-id"] for snapshot in kept}
     log = [entry for entry in metadata["snapshot-log"] if entry["snapshot-id"] in before and entry["timestamp-ms"] <= last["timestamp-ms"]]
     if not log or log[-1]["snapshot-id"] != snapshot_id:
         log.append({"snapshot-id": snapshot_id, "timestamp-ms": last["timestamp-ms"]})
+    schema = last.get("schema-id", metadata["current-schema-id"])
     return {
         **metadata,
         "current-snapshot-id": snapshot_id,
-        "current-schema-id": last.get("schema-id", metadata["current-schema-id"]),
+        "current-schema-id": schema if any(one["schema-id"] == schema for one in metadata["schemas"]) else metadata["current-schema-id"],
         "refs": {"main": {"type": "branch", "snapshot-id": snapshot_id}},
         "snapshots": kept[::-1],
         "snapshot-log": log,

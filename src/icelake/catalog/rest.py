@@ -8,6 +8,7 @@ Source: Iceberg REST catalog specification (open-api/rest-catalog-open-api.yaml,
 
 import hashlib
 import re
+import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,16 +22,21 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from icelake.catalog.fresh import fresh
-from icelake.catalog.metadata import bad, list_of, object_of, text_of
+from icelake.catalog.metadata import VERSIONS, bad, bounded, list_of, object_of, text_of
 from icelake.catalog.past import Past
-from icelake.catalog.store import LEVEL, Kind, SqliteCatalog
-from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, IcelakeError, ProjectError, Unreachable
+from icelake.catalog.store import LEVEL, RESERVED, Kind, SqliteCatalog
+from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, IcelakeError, ProjectError, Refused, Unreachable
+from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.relation import TableId
 from icelake.ports import Json, LoadedTable, TableChange
 
 At = Callable[[str], Mapping[TableId, int]]
 """Of a point in time (a cut, an LSN, a time): the tables there were, each with its snapshot. Raises ProjectError NO_SUCH_POINT."""
 
+LARGEST_CHANGE = 1000
+"""Updates, or requirements, of a table in one request."""
+_SKEW_MS = 60_000
+"""Clocks of writers may be ahead by so much."""
 LARGEST_REQUEST = 64 << 20
 """Bytes of a request's body."""
 _LARGEST_PAGE = 10_000
@@ -104,9 +110,9 @@ def app(store: SqliteCatalog, hosts: Collection[str], at: At) -> ASGIApp:
 
 
 async def _answered(api: "_Api", request: Request, hosts: Collection[str]) -> Answer:
-    if request.url.hostname not in hosts:
-        return _error(421, "BadRequestException", f"this is not the catalog of {request.url.hostname}")
     try:
+        if request.url.hostname not in hosts:
+            return _error(421, "BadRequestException", f"this is not the catalog of {request.url.hostname}")
         # Starlette's path is decoded: a name with a slash in it would be two.
         raw = request.scope.get("raw_path") or request.scope["path"].encode()
         handler, names = _route(api, request.method, raw.decode("ascii", "replace"))
@@ -118,6 +124,7 @@ async def _answered(api: "_Api", request: Request, hosts: Collection[str]) -> An
             return _error(415, "BadRequestException", "the body's content-type is not application/json")
         query = {key: values[-1] for key, values in parse_qs(request.url.query, keep_blank_values=True).items()}
         body = orjson.loads(data) if data else None
+        bounded(body)
         return await run_in_threadpool(handler, Call(names, query, request.headers, body))
     except _NoRoute as error:
         return _error(error.status, "BadRequestException" if error.status == 405 else "NotFoundException", str(error))
@@ -125,6 +132,8 @@ async def _answered(api: "_Api", request: Request, hosts: Collection[str]) -> An
         return _error(413, "BadRequestException", f"a request has {LARGEST_REQUEST:,} bytes at most")
     except orjson.JSONDecodeError as error:
         return _error(400, "BadRequestException", f"the body is not JSON: {error}")
+    except ValueError as error:
+        return _error(400, "BadRequestException", f"the request cannot be read: {error}")
     except IcelakeError as error:
         return _refusal(error)
     except Exception:  # noqa: BLE001 - the last door of a request: the server goes on
@@ -162,6 +171,7 @@ _TYPES = {
     "FILE_MISSING": (404, "NotFoundException"),
     "NO_SUCH_POINT": (404, "NotFoundException"),
     "READ_ONLY": (403, "ForbiddenException"),
+    "PROTECTED": (403, "ForbiddenException"),
 }
 
 
@@ -273,12 +283,16 @@ class _Api:
 
     def past(self, warehouse: str) -> "_Api":
         """The same of a point in time."""
-        assert isinstance(self._store, SqliteCatalog)
+        if not isinstance(self._store, SqliteCatalog):
+            raise bad("config", "a point in time has no points in time of its own")
         point = warehouse.removeprefix(_PAST)
         return _Api(Past(self._store, self._at(point.removeprefix("cut:")), point), self._at)
 
     def config(self, call: Call) -> Answer:
         warehouse = call.query.get("warehouse", "")
+        if not warehouse.startswith(_PAST) and ("@" in warehouse or warehouse.startswith("cut:")):
+            fix = "a point in time is lake@cut:N, lake@LSN or lake@TIME"
+            raise ProjectError("NO_SUCH_POINT", f"there is no warehouse {warehouse}", "", fix)
         if not warehouse.startswith(_PAST):
             return Answer(body={"defaults": {}, "overrides": {}, "endpoints": _ENDPOINTS})
         self.past(warehouse)
@@ -312,7 +326,7 @@ class _Api:
 
     def update_namespace(self, call: Call) -> Answer:
         updates, removals = _strings(call.json, "updates"), call.json.get("removals") or []
-        if not all(isinstance(key, str) for key in removals):
+        if not isinstance(removals, list) or not all(isinstance(key, str) for key in removals):
             raise bad("update namespace", "removals is not a list of names")
         both = sorted(updates.keys() & set(removals))
         if both:
@@ -330,7 +344,7 @@ class _Api:
         table = TableId(call.namespace, _name(request))
         properties = _strings(request, "properties")
         version = properties.get("format-version", "2")
-        if not version.isdecimal():
+        if version not in map(str, VERSIONS):
             raise bad("create", f"format-version is {version!r}")
         made = fresh(object_of(request, "schema", "create"), request.get("partition-spec"), request.get("write-order"))
         planned = self._store.planned(
@@ -350,6 +364,10 @@ class _Api:
     def register_table(self, call: Call) -> Answer:
         table = TableId(call.namespace, _name(call.json))
         location = text_of(call.json, "metadata-location", "register")
+        if not location.endswith(".metadata.json"):
+            raise bad("register", f"{location} is no metadata.json")
+        if call.json.get("overwrite") and table.name in self._store.names(table.namespace, "table"):
+            self._unowned(table)
         return _loaded(self._store.register(table, location, overwrite=bool(call.json.get("overwrite"))))
 
     def load_table(self, call: Call) -> Answer:
@@ -364,28 +382,33 @@ class _Api:
         if whole == "refs":
             named = {ref["snapshot-id"] for ref in metadata["refs"].values()}
             metadata = {**metadata, "snapshots": [snapshot for snapshot in metadata["snapshots"] if snapshot["snapshot-id"] in named]}
-        return Answer(body={"metadata-location": loaded.metadata_location, "metadata": metadata, "config": {}}, headers={"etag": tag})
+        # The file is of the table as it is now.
+        location = {} if isinstance(self._store, Past) else {"metadata-location": loaded.metadata_location}
+        return Answer(body={**location, "metadata": metadata, "config": {}}, headers={"etag": tag})
 
     def table_exists(self, call: Call) -> Answer:
         self._store.load(call.ident("table"))
         return Answer(204)
 
     def update_table(self, call: Call) -> Answer:
-        (loaded,) = self._store.commit([_change(call.ident("table"), call.json)])
+        (loaded,) = self._store.commit_foreign([_change(self._open(call.ident("table")), call.json)])
         body = {"metadata-location": loaded.metadata_location, "metadata": loaded.metadata}
         return Answer(body=body, headers={"etag": _etag(loaded, "all")})
 
     def drop_table(self, call: Call) -> Answer:
-        dropped = self._store.drop(call.ident("table"))
+        table = self._unowned(call.ident("table"))
         if call.query.get("purgeRequested", "false").lower() == "true":
-            self._store.purge(dropped)
+            self._store.purge(table)
+        else:
+            self._store.drop(table)
         return Answer(204)
 
     def rename_table(self, call: Call) -> Answer:
-        self._store.rename(_identifier(call.json, "source"), _identifier(call.json, "destination"))
+        self._store.rename(self._unowned(_identifier(call.json, "source")), _identifier(call.json, "destination"))
         return Answer(204)
 
     def report_metrics(self, call: Call) -> Answer:
+        self._store.load(call.ident("table"))
         text_of(call.json, "report-type", "report metrics")
         return Answer(204)
 
@@ -393,7 +416,7 @@ class _Api:
         changes = list_of(call.json, "table-changes", "commit")
         if not changes:
             raise bad("commit", "there are no table-changes")
-        self._store.commit([_change(_identifier(change, "identifier"), change) for change in changes])
+        self._store.commit_foreign([_change(self._open(_identifier(change, "identifier")), change) for change in changes])
         return Answer(204)
 
     # ------------------------------------------------------------------------------------------------------ views
@@ -432,10 +455,32 @@ class _Api:
 
     # ----------------------------------------------------------------------------------------------------- inside
 
+    def _open(self, table: TableId) -> TableId:
+        """The table, if it is not one that only the lake itself writes."""
+        if table.namespace == CONTROL_NAMESPACE:
+            raise _protected(table)
+        return table
+
+    def _unowned(self, table: TableId) -> TableId:
+        """The table, if it is not one that a source is mirrored to, or that the lake keeps for itself."""
+        owned = [key for key in self._store.load(table).metadata["properties"] if key.startswith(RESERVED)]
+        if owned or table.namespace == CONTROL_NAMESPACE:
+            raise _protected(table)
+        return table
+
     def _names(self, call: Call, kind: Kind) -> Answer:
         page, token = _page(self._store.names(call.namespace, kind), call.query)
         levels = call.namespace.split(LEVEL)
         return Answer(body={"identifiers": [{"namespace": levels, "name": name} for name in page], "next-page-token": token})
+
+
+def _protected(table: TableId) -> Refused:
+    return Refused(
+        "PROTECTED",
+        f"{table} is the lake's own",
+        "it may hold the only copy of what its source has let go",
+        "leave the table out in icelake.toml, then `icelake sync`",
+    )
 
 
 def _loaded(loaded: LoadedTable) -> Answer:
@@ -445,7 +490,10 @@ def _loaded(loaded: LoadedTable) -> Answer:
 
 def _etag(loaded: LoadedTable, what: str) -> str:
     """Changes with every commit, because metadata locations are never reused; and with the snapshot a table is shown at."""
-    return f'"{hashlib.sha256(f"{loaded.metadata_location} {loaded.head} {what}".encode()).hexdigest()[:32]}"'
+    # The file of a registered table may be written anew by whoever wrote it.
+    metadata = loaded.metadata
+    of = f"{loaded.metadata_location} {metadata.get('table-uuid')} {metadata.get('last-updated-ms')} {loaded.head} {what}"
+    return f'"{hashlib.sha256(of.encode()).hexdigest()[:32]}"'
 
 
 def _page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], str | None]:
@@ -453,7 +501,7 @@ def _page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str]
     if "pageToken" not in query and "pageSize" not in query:
         return names, None
     size = query.get("pageSize", str(_LARGEST_PAGE))
-    if not size.isdecimal() or int(size) < 1:
+    if not size.isdecimal() or len(size) > 9 or int(size) < 1:
         raise bad("list", f"pageSize is {size!r}")
     after = query.get("pageToken", "")
     rest = [name for name in names if name > after] if after else names
@@ -466,6 +514,15 @@ def _change(ident: TableId, request: Json) -> TableChange:
     for things, what in ((requirements, "requirements"), (updates, "updates")):
         if not isinstance(things, list) or not all(isinstance(thing, dict) for thing in things):
             raise bad("commit", f"{what} is not a list of objects")
+        if len(things) > LARGEST_CHANGE:
+            raise bad("commit", f"there are {len(things):,} {what}, of {LARGEST_CHANGE:,} at most")
+    for update in updates:
+        said = update.get("updates") or update.get("removals") or ()
+        if any(isinstance(key, str) and key.startswith(RESERVED) for key in said):
+            raise bad("commit", f"properties that begin with {RESERVED} are the lake's own")
+        at = update["snapshot"].get("timestamp-ms", 0) if isinstance(update.get("snapshot"), dict) else 0
+        if isinstance(at, int) and at > time.time() * 1000 + _SKEW_MS:
+            raise bad("add-snapshot", f"timestamp-ms {at} is in the future: whoever comes next with a clock that is right would be refused")
     return TableChange(ident, requirements, updates)
 
 
@@ -488,4 +545,6 @@ def _strings(request: Json, key: str) -> dict[str, str]:
     found = request.get(key) or {}
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise bad("the request", f"{key} is not an object of strings")
+    if any(name.startswith(RESERVED) for name in found):
+        raise bad("the request", f"{key} that begin with {RESERVED} are the lake's own")
     return found

@@ -9,6 +9,7 @@ Fails with ``CommitConflict`` (nothing done), ``Unreachable`` (busy; nothing don
 """
 
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -44,6 +45,9 @@ Kind = Literal["table", "view"]
 LEVEL = "\x1f"
 """Between the levels of a namespace's name, as in the REST specification."""
 
+RESERVED = "icelake."
+"""What the lake says of its own tables is in properties that begin so."""
+DELETE_OLD = "write.metadata.delete-after-commit.enabled"
 METADATA_PATH = "write.metadata.path"
 _PLACES = ("write.data.path", METADATA_PATH, "write.object-storage.path", "write.folder-storage.path")
 """Properties that say where engines put a table's files."""
@@ -73,8 +77,16 @@ CREATE TABLE namespaces (
 ) WITHOUT ROWID;
 ALTER TABLE tables ADD COLUMN kind TEXT NOT NULL DEFAULT 'table';
 INSERT INTO namespaces SELECT DISTINCT namespace, CAST('{}' AS BLOB) FROM tables;
+CREATE TABLE former (
+    location TEXT NOT NULL,
+    uuid TEXT NOT NULL,
+    PRIMARY KEY (location, uuid)
+) WITHOUT ROWID;
 """
-"""Namespaces have properties, and may be empty; views are where tables are, because they share their names."""
+"""Namespaces have properties, and may be empty; views are where tables are, because they share their names; where a table was before it was
+moved there may still be files of it."""
+_OURS = re.compile(r"/\d{5,}-[0-9a-f-]{36}\.metadata\.json$")
+_FORGET = "DELETE FROM former WHERE uuid = (SELECT uuid FROM tables WHERE namespace = ? AND name = ?)"
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
@@ -246,16 +258,17 @@ class SqliteCatalog:
     ) -> Json:
         """The metadata ``create`` would give a table. Nothing is done: of a staged table it is all there is until a commit makes it."""
         uuid = self._chance.uuid()
-        return table_metadata.new_table(
-            uuid,
-            (location or self._new_location(table, uuid)).rstrip("/"),
-            schema,
-            properties,
-            self._now_ms(),
-            partition_spec=partition_spec,
-            sort_order=sort_order,
-            format_version=format_version,
-        )
+        with _understood():
+            return table_metadata.new_table(
+                uuid,
+                (location or self._new_location(table, uuid)).rstrip("/"),
+                schema,
+                properties,
+                self._now_ms(),
+                partition_spec=partition_spec,
+                sort_order=sort_order,
+                format_version=format_version,
+            )
 
     def free(self, ident: TableId) -> None:
         """Raises AlreadyExists unless a table or view could get this name, NoSuchTable NO_SUCH_NAMESPACE."""
@@ -263,11 +276,20 @@ class SqliteCatalog:
             self._namespace(connection, ident.namespace)
             self._check_name(connection, ident, "table")
 
-    def purge(self, dropped: LoadedTable) -> None:
-        """Delete the files of a table that was dropped: all below its location, which no other table has (``LOCATION_TAKEN``)."""
-        for file in list(self._storage.list(f"{dropped.metadata['location']}/")):
-            self._storage.delete(file.location)
-        self._storage.flush()
+    def purge(self, ident: TableId) -> None:
+        """Drop a table, and delete the files that were below its location then, where no other table is (``LOCATION_TAKEN``).
+
+        Where the property ``gc.enabled`` is false others may need its files, and they stay. Raises as ``drop`` does. What cannot be deleted
+        is an orphan: the table is gone all the same.
+        """
+        metadata = self.load(ident).metadata
+        own = metadata["properties"].get("gc.enabled", "true").lower() != "false"
+        files = [file.location for file in self._storage.list(f"{metadata['location']}/")] if own else []
+        self.drop(ident)
+        with suppress(IcelakeError):
+            for location in files:
+                self._storage.delete(location)
+            self._storage.flush()
 
     def create_from(self, table: TableId, new: Json) -> LoadedTable:
         """A table of planned metadata. Raises AlreadyExists, and NoSuchTable NO_SUCH_NAMESPACE."""
@@ -276,8 +298,10 @@ class SqliteCatalog:
     def create_view(self, view: TableId, schema: Json, version: Json, properties: Mapping[str, str], location: str | None) -> LoadedTable:
         """Raises AlreadyExists, and NoSuchTable NO_SUCH_NAMESPACE."""
         uuid = self._chance.uuid()
-        place = (location or self._new_location(view, uuid)).rstrip("/")
-        return self._make(view, "view", view_metadata.new_view(uuid, place, schema, version, properties, self._now_ms()))
+        with _understood():
+            place = (location or self._new_location(view, uuid)).rstrip("/")
+            new = view_metadata.new_view(uuid, place, schema, version, properties, self._now_ms())
+        return self._make(view, "view", new)
 
     def register(self, table: TableId, metadata_location: str, *, overwrite: bool = False) -> LoadedTable:
         """A table that is there as files. ``overwrite``: in the place of one of that name.
@@ -297,7 +321,7 @@ class SqliteCatalog:
         self._check_inside(metadata_location, self.places, "metadata")
         try:
             return read(self._storage.read(metadata_location))
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             what = f"{metadata_location} cannot be registered"
             raise ProjectError("CATALOG_BAD_REQUEST", what, str(error), "name a metadata.json") from error
 
@@ -307,12 +331,14 @@ class SqliteCatalog:
         with self._writing(written) as connection:
             self._namespace(connection, ident.namespace)
             self._check_name(connection, ident, kind, instead=overwrite)
+            if overwrite:
+                self._check_leases(connection, ident, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
             self._check_place(connection, ident, new)
             if at is None:
                 row, data = self._write(ident, 0, new, written)
                 self._storage.flush()
             else:
-                row, data = _Row(0, LoadedTable(ident, new, at)), orjson.dumps(new)
+                row, data = _Row(0, LoadedTable(ident, new, at)), _readable(new)
             self._insert(connection, kind, row, data)
         with self._lock:
             self._cache[ident] = row
@@ -327,6 +353,7 @@ class SqliteCatalog:
             row = self._row(connection, ident, kind)
             if kind == "table":
                 self._check_leases(connection, ident, set())
+            connection.execute(_FORGET, (ident.namespace, ident.name))
             connection.execute("DELETE FROM tables WHERE namespace = ? AND name = ?", (ident.namespace, ident.name))
         with self._lock:
             self._cache.pop(ident, None)
@@ -355,8 +382,9 @@ class SqliteCatalog:
         written: list[str] = []
         with self._writing(written) as connection:
             base = self._row(connection, view, "view")
-            view_metadata.check(base.loaded.metadata, requirements)
-            new = view_metadata.apply(base.loaded.metadata, updates, self._now_ms())
+            with _understood():
+                view_metadata.check(base.loaded.metadata, requirements)
+                new = view_metadata.apply(base.loaded.metadata, updates, self._now_ms())
             self._check_place(connection, view, new, base.loaded.metadata)
             row, data = self._write(view, base.version + 1, new, written)
             self._storage.flush()
@@ -366,6 +394,13 @@ class SqliteCatalog:
         return row.loaded
 
     def commit(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable]:
+        return self._commit(changes, foreign=False)
+
+    def commit_foreign(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable]:
+        """The same of somebody who is not known to write only what can be read again: what would be stored is read first."""
+        return self._commit(changes, foreign=True)
+
+    def _commit(self, changes: Sequence[TableChange], *, foreign: bool) -> Sequence[LoadedTable]:
         if len({change.id for change in changes}) != len(changes):
             raise ProjectError("CATALOG_BAD_REQUEST", "a commit names a table twice", "a table has one change in a commit")
         rows: list[_Row] = []
@@ -374,11 +409,13 @@ class SqliteCatalog:
         with self._writing(written) as connection:
             bases = [self._base(connection, change) for change in changes]
             for change, base in zip(changes, bases, strict=True):
-                table_metadata.check(base.loaded.metadata if base is not None else None, change.requirements)
+                with _understood():
+                    table_metadata.check(base.loaded.metadata if base is not None else None, change.requirements)
             writes: list[tuple[_Row, bytes]] = []
             for change, base in zip(changes, bases, strict=True):
                 if base is None:
-                    new = table_metadata.built(change.updates, self._now_ms())
+                    with _understood():
+                        new = table_metadata.built(change.updates, self._now_ms())
                     self._check_place(connection, change.id, new)
                     row, data = self._write(change.id, 0, new, written)
                     self._storage.flush()
@@ -388,13 +425,15 @@ class SqliteCatalog:
                 if not change.updates:
                     rows.append(base)
                     continue
-                new = table_metadata.apply(base.loaded.metadata, change.updates, self._now_ms())
+                with _understood():
+                    new = table_metadata.apply(base.loaded.metadata, change.updates, self._now_ms())
                 if any(update["action"] == "remove-snapshots" for update in change.updates):
                     self._check_leases(connection, change.id, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
                 self._check_place(connection, change.id, new, base.loaded.metadata)
                 new, dropped = table_metadata.with_history(base.loaded.metadata, base.loaded.metadata_location, new)
-                outdated += dropped
-                row, data = self._write(change.id, base.version + 1, new, written)
+                # Who registered a table wrote its log: only what is the table's own may be deleted by it.
+                outdated += [old for old in dropped if _below(old, [new["location"]]) and old.endswith(".metadata.json") and _thins(new)]
+                row, data = self._write(change.id, base.version + 1, new, written, readable=foreign)
                 rows.append(row)
                 writes.append((row, data))
             if writes:
@@ -446,6 +485,7 @@ class SqliteCatalog:
             code = "TABLE_EXISTS" if found[0] == "table" else "VIEW_EXISTS"
             with_same_name = "" if wanted == found[0] else " with same name"
             raise AlreadyExists(code, f"{found[0].capitalize()}{with_same_name} already exists: {named(ident)}")
+        connection.execute(_FORGET, key)
         connection.execute("DELETE FROM tables WHERE namespace = ? AND name = ?", key)
 
     def _base(self, connection: sqlite3.Connection, change: TableChange) -> _Row | None:
@@ -482,7 +522,11 @@ class SqliteCatalog:
 
     def _row(self, connection: sqlite3.Connection, table: TableId, kind: Kind = "table") -> _Row:
         cached = self._cache.get(table)
-        # Metadata locations are never reused, so a known one spares reading and parsing.
+        if cached is not None and not cached.version:
+            if not _OURS.search(cached.loaded.metadata_location):
+                # The file of a table that was registered is somebody else's, who may write it anew.
+                cached = None
+        # Other metadata locations are never reused, so a known one spares reading and parsing.
         known = cached.loaded.metadata_location if cached else None
         found = connection.execute(
             "SELECT version, metadata_location, CASE WHEN metadata_location = ? THEN NULL ELSE metadata END"
@@ -505,10 +549,10 @@ class SqliteCatalog:
         self._cache[table] = row
         return row
 
-    def _write(self, table: TableId, version: int, new: Json, written: list[str]) -> tuple[_Row, bytes]:
+    def _write(self, table: TableId, version: int, new: Json, written: list[str], *, readable: bool = True) -> tuple[_Row, bytes]:
         folder = new["properties"].get(METADATA_PATH, f"{new['location']}/metadata").rstrip("/")
         location = f"{folder}/{version:05d}-{self._chance.uuid()}.metadata.json"
-        data = orjson.dumps(new)
+        data = _readable(new) if readable else orjson.dumps(new)
         written.append(location)
         self._storage.write(location, data)
         return _Row(version, LoadedTable(table, new, location)), data
@@ -532,10 +576,7 @@ class SqliteCatalog:
     @staticmethod
     def _check_inside(location: str, folders: Sequence[str], what: str) -> None:
         """A client that may name any location could read or overwrite what is not a table's."""
-        place = canonical(location)
-        parts = place.rpartition("://")[2].removeprefix("/").split("/")
-        inside = any(place.startswith(f"{canonical(folder)}/") for folder in folders)
-        if not inside or not {"", ".", ".."}.isdisjoint(parts) or "%" in location:
+        if not _below(location, folders):
             raise ProjectError(
                 "CATALOG_LOCATION",
                 f"{location} is no place for {what}",
@@ -549,14 +590,21 @@ class SqliteCatalog:
         if base is None or location != base["location"]:
             self._check_inside(location, self.places, named(ident))
             self._check_location(connection, ident, location)
-        if base is None or new["properties"] != base["properties"]:
+            if base is not None and ("table-uuid" in base):
+                # Files of it may be there still: nobody else's may come to be.
+                connection.execute("INSERT OR IGNORE INTO former VALUES (?, ?)", (base["location"], base["table-uuid"]))
+        if base is None or location != base["location"] or new["properties"] != base["properties"]:
             for name in _PLACES:
                 if new["properties"].get(name, location).rstrip("/") != location:
                     self._check_inside(new["properties"][name], [location], name)
 
     @staticmethod
     def _check_location(connection: sqlite3.Connection, table: TableId, location: str) -> None:
-        for namespace, name, taken in connection.execute("SELECT namespace, name, location FROM tables"):
+        where = (
+            "SELECT namespace, name, location FROM tables UNION ALL "
+            "SELECT namespace, name, former.location FROM former JOIN tables USING (uuid)"
+        )
+        for namespace, name, taken in connection.execute(where):
             other = TableId(namespace, name)
             mine, theirs = f"{canonical(location)}/", f"{canonical(taken)}/"
             inside = mine.startswith(theirs) or theirs.startswith(mine)
@@ -665,6 +713,49 @@ class SqliteCatalog:
             raise
 
 
+def _thins(metadata: Json) -> bool:
+    """Whether a table's old metadata files are deleted: where it says so, and where it is the lake's own."""
+    properties = metadata["properties"]
+    return properties.get(DELETE_OLD, "false").lower() == "true" or any(key.startswith(RESERVED) for key in properties)
+
+
+def _below(location: str, folders: Sequence[str]) -> bool:
+    """Whether a location is below one of the folders, and written in the plainest form."""
+    place = canonical(location)
+    parts = place.rpartition("://")[2].removeprefix("/").split("/")
+    inside = any(place.startswith(f"{canonical(folder)}/") for folder in folders)
+    return inside and {"", ".", ".."}.isdisjoint(parts) and {"%", "\0"}.isdisjoint(location)
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """What is no answer to a request, but a stumble over its form, is said to be that."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ProjectError(
+            "CATALOG_BAD_REQUEST",
+            f"the request cannot be understood: {type(error).__name__}: {error}",
+            "it does not have the form the Iceberg REST specification gives it",
+            "this is an error of the writer that sent it",
+        ) from error
+
+
+def _readable(new: Json) -> bytes:
+    """What is stored. It is read as it will be by the next process: what that would not believe is refused now."""
+    try:
+        data = orjson.dumps(new)
+        table_metadata.read(data) if "table-uuid" in new else view_metadata.registered(data)
+        return data
+    except (ValueError, TypeError) as error:
+        raise ProjectError(
+            "CATALOG_BAD_REQUEST",
+            "what the request makes is no table's or view's metadata",
+            str(error),
+            "this is an error of the writer that sent it",
+        ) from error
+
+
 def shown(namespace: str) -> str:
     """A namespace's name for people."""
     return namespace.replace(LEVEL, ".")
@@ -677,7 +768,7 @@ def named(ident: TableId) -> str:
 
 def _in_path(name: str) -> str:
     """A table's or namespace's name as part of a location: letters, digits, ``_`` and ``-`` stay."""
-    return "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+    return "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:60]
 
 
 def _translate(error: sqlite3.Error, path: str) -> IcelakeError:

@@ -10,7 +10,7 @@ from typing import Final
 
 import orjson
 
-from icelake.catalog.metadata import bad, check_form, check_schema, conflict, failed, int_of, object_of, text_of
+from icelake.catalog.metadata import bad, bounded, check_form, check_schema, conflict, failed, int_of, object_of, text_of
 from icelake.errors import ProjectError
 from icelake.ports import Json
 
@@ -53,6 +53,7 @@ _SHAPE: Final = {
 def registered(data: bytes) -> Json:
     """View metadata from its JSON. Raises ValueError where it has not the form of the spec, or contradicts itself."""
     found = orjson.loads(data)
+    bounded(found)
     check_form(found, _SHAPE, "it")
     found.setdefault("properties", {})
     check_form(found["properties"], {...: str}, "properties")

@@ -10,6 +10,7 @@ batch, and the next step starts again from the control table with a new epoch; a
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -471,7 +472,10 @@ class Applier:
 
     def _mirrors(self) -> dict[TableId, LoadedTable]:
         """The mirrors of this source that the catalog has."""
-        loaded = [self._catalog.load(table) for table in self._catalog.tables() if table != self._control.id]
+        loaded: list[LoadedTable] = []
+        for table in self._catalog.tables():
+            with suppress(NoSuchTable):  # somebody dropped it just now
+                loaded += [self._catalog.load(table)] if table != self._control.id else []
         owners = {one.id: mirror_of(one.metadata["properties"], self._control.source) for one in loaded}
         self._histories = {mirror: table for table, mirror in owners.items() if mirror is not None}
         return {one.id: one for one in loaded if one.metadata["properties"].get(SOURCE) == self._control.source}

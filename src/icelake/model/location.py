@@ -9,7 +9,8 @@ _S3 = ("s3://", "s3a://", "s3n://")
 
 def canonical(location: str) -> str:
     """The location without trailing slashes, an S3 one as ``s3://bucket/key``, one in a file system as its path."""
-    if location[:5].lower() == "file:":
+    if location[:5].lower() == "file:" and not (location[5:7] == "//" and location[7:8] != "/"):
+        # With a host between the slashes it would be another's file.
         location = "/" + location[5:].lstrip("/")
     for scheme in _S3:
         if location[: len(scheme)].lower() == scheme:

@@ -134,7 +134,8 @@ def test_a_file_that_cannot_be_written_fails_the_commit_and_leaves_nothing(
 def test_old_metadata_files_go_and_a_failing_delete_does_not_matter(
     catalog: SqliteCatalog, storage: FailingStorage, tmp_path: Path
 ) -> None:
-    catalog.create(ORDERS, SCHEMA, {"write.metadata.previous-versions-max": "3"})
+    delete = {"write.metadata.delete-after-commit.enabled": "true"}
+    catalog.create(ORDERS, SCHEMA, {"write.metadata.previous-versions-max": "3", **delete})
     for _ in range(10):
         catalog.commit([TableChange(ORDERS, [], TOUCH)])
     loaded = catalog.load(ORDERS)
