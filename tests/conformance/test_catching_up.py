@@ -19,6 +19,7 @@ from icelake.model.relation import Relation
 from icelake.sources.postgres import stream as module
 from icelake.sources.postgres.pgoutput import Decoder, DecoderState
 from icelake.sources.postgres.server import PostgresSource
+from icelake.sources.postgres.session import Kept
 from icelake.sources.postgres.stream import PgStream
 from tests.conformance.conftest import SETTINGS, Shop, caught_up, operations, until
 from tests.conftest import every_version
@@ -185,6 +186,28 @@ def test_look_ups_share_a_session_that_may_break(shop: Shop) -> None:
         while shop.sql(others):
             assert time.monotonic() < deadline, "a session was left open"
             time.sleep(0.02)
+
+
+def test_who_asks_for_ever_keeps_nobody(shop: Shop) -> None:
+    """Neither whoever closes the session, nor who asks after that."""
+    kept = Kept(shop.dsn)
+    asking, answer = threading.Event(), threading.Event()
+
+    def question(_: object) -> bool:
+        asking.set()
+        return answer.wait(60)
+
+    thread = threading.Thread(target=kept.ask, args=("wait", question))
+    thread.start()
+    asking.wait()
+    began = time.monotonic()
+    kept.close(0.1)
+    assert kept.ask("look", lambda server: server.execute("select 1").fetchall()) == [(1,)]
+    assert thread.is_alive()
+    assert time.monotonic() < began + 30
+    answer.set()
+    thread.join()
+    kept.close()
 
 
 @every_version

@@ -1,30 +1,16 @@
 """An engine attached to the lake at a point in time sees every table as it was then, and the applier's tables like any others."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
-import duckdb
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchTableError, RESTError
 
-from icelake.engines.duckdb import extension_file
 from tests.journeys.conftest import Shell
-from tests.rest.conftest import Served, serving
+from tests.rest.conftest import Served, attached, serving
 
 QUESTION = "select count(*), sum(total), count(note) from {0}public.orders join {0}public.customers on customer = customers.id"
-
-
-@contextmanager
-def attached(uri: str, warehouse: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"}) as connection:
-        for name in ("avro", "httpfs", "iceberg"):
-            connection.execute(f"load '{extension_file(name)}'")
-        options = "type iceberg, authorization_type 'none', access_delegation_mode 'none'"
-        connection.execute(f"attach '{warehouse}' as lake ({options}, endpoint '{uri}')")
-        yield connection
 
 
 def rows(catalog: Catalog, table: str) -> list[dict[str, Any]]:

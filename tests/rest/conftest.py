@@ -14,8 +14,10 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+import duckdb
 import pytest
 
+from icelake.engines.duckdb import extension_file
 from tests.provoked import raised
 
 _CODE = re.compile(r"icelake: ([A-Z_]+)")
@@ -85,8 +87,10 @@ def part(*levels: str) -> str:
 
 
 @contextmanager
-def serving(folder: Path, *options: str, environment: Mapping[str, str] = ENVIRONMENT) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The catalog of the project in the folder, which is made if there is none."""
+def serving(
+    folder: Path, *options: str, environment: Mapping[str, str] = ENVIRONMENT, killed: bool = False
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The catalog of the project in the folder, which is made if there is none. ``killed``: within the block, by who uses it."""
     project = folder / "icelake.toml"
     if not project.exists():
         project.write_text(PROJECT)
@@ -97,7 +101,18 @@ def serving(folder: Path, *options: str, environment: Mapping[str, str] = ENVIRO
             yield json.loads(process.stdout.readline())["uri"], process
         finally:
             process.terminate()
-            assert process.wait(30) in (0, 130, -15)
+            assert process.wait(30) in ((-9,) if killed else (0, 130, -15))
+
+
+@contextmanager
+def attached(uri: str, warehouse: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB that has the warehouse as ``lake``."""
+    with duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"}) as connection:
+        for name in ("avro", "httpfs", "iceberg"):
+            connection.execute(f"load '{extension_file(name)}'")
+        options = "type iceberg, authorization_type 'none', access_delegation_mode 'none'"
+        connection.execute(f"attach '{warehouse}' as lake ({options}, endpoint '{uri}')")
+        yield connection
 
 
 @pytest.fixture(scope="module")

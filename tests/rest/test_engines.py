@@ -14,8 +14,7 @@ from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.types import IntegerType, ListType, LongType, MapType, NestedField, StringType, StructType
 
 from icelake.catalog.fresh import fresh
-from icelake.engines.duckdb import extension_file
-from tests.rest.conftest import Served
+from tests.rest.conftest import Served, attached
 from tests.rest.test_protocol import ident, make, snapshot, unmoved
 
 ROWS = pa.table({"id": pa.array([1, 2, 3], pa.int64()), "name": ["a", None, "c"]})
@@ -30,11 +29,7 @@ def iceberg(served: Served) -> Catalog:
 
 @pytest.fixture
 def duck(served: Served) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"}) as connection:
-        for name in ("avro", "httpfs", "iceberg"):
-            connection.execute(f"load '{extension_file(name)}'")
-        options = "type iceberg, authorization_type 'none', access_delegation_mode 'none'"
-        connection.execute(f"attach 'lake' as lake ({options}, endpoint '{served.uri}')")
+    with attached(served.uri, "lake") as connection:
         yield connection
 
 

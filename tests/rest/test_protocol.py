@@ -511,10 +511,32 @@ def test_what_could_not_be_read_again_is_not_stored(shop: Served) -> None:
 def forge(served: Served, metadata: Json) -> str:
     """Metadata that somebody else wrote, of a table of its own."""
     folder = served.warehouse.resolve() / "forged"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     place = folder / "v1.metadata.json"
     place.write_text(json.dumps({**metadata, "location": str(folder), "table-uuid": "00000000-0000-0000-0000-000000000001"}))
     return str(place)
+
+
+def test_nobody_makes_what_is_the_lake_s_own(shop: Served) -> None:
+    served = shop
+    served.made("POST", "namespaces", {"namespace": ["icelake"]})
+    metadata = make(served, "t")["metadata"]
+    view = {"name": "v", "schema": SCHEMA, "view-version": VERSION}
+    served.made("POST", "namespaces/shop/views", view)
+    control = {"namespace": ["icelake"], "name": "control_shop"}
+    for method, path, body in (
+        ("POST", "namespaces/icelake/tables", {"name": "control_shop", "schema": SCHEMA}),
+        ("POST", "namespaces/icelake/views", {**view, "name": "control_shop"}),
+        ("POST", "namespaces/icelake/register", {"name": "control_shop", "metadata-location": "x.metadata.json"}),
+        ("POST", "namespaces/icelake/register-view", {"name": "control_shop", "metadata-location": "x.metadata.json"}),
+        ("POST", "namespaces/icelake/tables/control_shop", {"requirements": [{"type": "assert-create"}], "updates": []}),
+        ("POST", "tables/rename", {"source": ident("t"), "destination": control}),
+        ("POST", "views/rename", {"source": ident("v"), "destination": control}),
+    ):
+        assert served.ask(method, path, body).code == "PROTECTED", path
+    mirror = forge(served, {**metadata, "properties": {"icelake.source": "x"}})
+    said = served.ask("POST", "namespaces/shop/register", {"name": "m", "metadata-location": mirror})
+    assert said.error == "BadRequestException"
 
 
 def test_where_a_table_was_nobody_else_comes_to_be(shop: Served) -> None:

@@ -6,15 +6,12 @@ fields has the id 1. Fails with ``ProjectError`` where a spec or an order refers
 Source: Iceberg spec, Schemas and Partitioning; REST specification, CreateTableRequest.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
-from icelake.catalog.metadata import deep
-from icelake.errors import ProjectError
+from icelake.catalog.metadata import FIRST_PARTITION_ID, deep, understood
 from icelake.ports import Json
-
-_FIRST_PARTITION_ID = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +23,16 @@ class Fresh:
 
 def fresh(schema: Json, spec: Json | None, order: Json | None) -> Fresh:
     """The three with new ids, those of a table's first schema, spec and order."""
-    deep(schema.get("fields"), "schema")
     ids = _Ids()
-    try:
-        fields = ids.struct(schema["fields"])
-        identifiers = [ids.new[ident] for ident in schema.get("identifier-field-ids") or ()]
+    with understood():
+        deep(schema["fields"], "schema")
+        made = {**schema, "schema-id": 0, "fields": ids.struct(schema["fields"])}
+        if identifiers := made.pop("identifier-field-ids", None):
+            made["identifier-field-ids"] = [ids.new[ident] for ident in identifiers]
         partition = [
-            {**_moved(field, ids), "field-id": _FIRST_PARTITION_ID + at} for at, field in enumerate((spec or {}).get("fields") or ())
+            {**_moved(field, ids), "field-id": FIRST_PARTITION_ID + at} for at, field in enumerate((spec or {}).get("fields") or ())
         ]
         sort = [_moved(field, ids) for field in (order or {}).get("fields") or ()]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ProjectError(
-            "CATALOG_BAD_REQUEST",
-            f"create: the schema, partition spec or sort order names what is not there: {error}",
-            "the request does not have the form the Iceberg REST specification gives it",
-            "this is an error of the writer that sent it",
-        ) from error
-    made = {**{key: value for key, value in schema.items() if key != "identifier-field-ids"}, "schema-id": 0, "fields": fields}
-    if identifiers:
-        made["identifier-field-ids"] = identifiers
     return Fresh(made, {"spec-id": 0, "fields": partition}, {"order-id": 1 if sort else 0, "fields": sort})
 
 
@@ -52,14 +40,7 @@ class _Ids:
     def __init__(self) -> None:
         self.new: dict[int, int] = {}
         """The id a client sent -> the id it is now."""
-        self._next = self._count()
-
-    @staticmethod
-    def _count() -> Iterator[int]:
-        ident = 0
-        while True:
-            ident += 1
-            yield ident
+        self._next = count(1)
 
     def of(self, old: int) -> int:
         self.new[old] = next(self._next)

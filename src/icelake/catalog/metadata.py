@@ -11,6 +11,7 @@ the request is wrong in itself (HTTP 400). An update that is not known is refuse
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
@@ -24,7 +25,7 @@ _DEFAULT_PREVIOUS_VERSIONS = 100
 VERSIONS: Final = (1, 2, 3)
 _SKEW_MS = 60_000
 """Clocks of writers may differ by so much (spec, snapshot-log: the reference allows as much)."""
-_FIRST_PARTITION_ID = 1000
+FIRST_PARTITION_ID = 1000
 """Spec, Partition Specs: partition field ids start here."""
 _REF_FIELDS = ("snapshot-id", "type", "min-snapshots-to-keep", "max-snapshot-age-ms", "max-ref-age-ms")
 
@@ -50,26 +51,20 @@ def new_table(
         if int_of(field, "source-id", "create") not in fields:
             raise bad("create", f"there is no field {field['source-id']} to partition or sort by")
     new: Json = {
+        **_NOTHING,
         "format-version": format_version,
         "table-uuid": uuid,
         "location": location,
-        "last-sequence-number": 0,
         "last-updated-ms": now_ms,
         "last-column-id": max(fields, default=0),
         "current-schema-id": 0,
         "schemas": [{**schema, "schema-id": 0}],
         "default-spec-id": spec["spec-id"],
         "partition-specs": [spec],
-        "last-partition-id": max((int_of(field, "field-id", "create") for field in spec["fields"]), default=_FIRST_PARTITION_ID - 1),
+        "last-partition-id": max((int_of(field, "field-id", "create") for field in spec["fields"]), default=FIRST_PARTITION_ID - 1),
         "default-sort-order-id": order["order-id"],
         "sort-orders": [order],
         "properties": dict(properties),
-        "refs": {},
-        "snapshots": [],
-        "snapshot-log": [],
-        "metadata-log": [],
-        "statistics": [],
-        "partition-statistics": [],
     }
     if format_version >= 3:
         new["next-row-id"] = 0
@@ -106,7 +101,7 @@ _NOTHING: Final[Json] = {
     "schemas": [],
     "default-spec-id": -1,
     "partition-specs": [],
-    "last-partition-id": _FIRST_PARTITION_ID - 1,
+    "last-partition-id": FIRST_PARTITION_ID - 1,
     "default-sort-order-id": -1,
     "sort-orders": [],
     "properties": {},
@@ -117,7 +112,7 @@ _NOTHING: Final[Json] = {
     "statistics": [],
     "partition-statistics": [],
 }
-"""What the updates of a commit that makes a table begin with."""
+"""What every table begins with, and the updates of a commit that makes one."""
 
 
 def _as_version_1(new: Json) -> Json:
@@ -212,8 +207,8 @@ def registered(data: bytes) -> Json:
     if "schemas" not in found and isinstance(found.get("schema"), dict):
         found |= {"schemas": [{"schema-id": 0, **found["schema"]}], "current-schema-id": found["schema"].get("schema-id", 0)}
     if "partition-specs" not in found and isinstance(fields := found.get("partition-spec"), list):
-        fields = [{"field-id": _FIRST_PARTITION_ID + at, **field} for at, field in enumerate(fields)]
-        last = max((field["field-id"] for field in fields), default=_FIRST_PARTITION_ID - 1)
+        fields = [{"field-id": FIRST_PARTITION_ID + at, **field} for at, field in enumerate(fields)]
+        last = max((field["field-id"] for field in fields), default=FIRST_PARTITION_ID - 1)
         found |= {"partition-specs": [{"spec-id": 0, "fields": fields}], "default-spec-id": 0, "last-partition-id": last}
     if "sort-orders" not in found:
         found |= {"sort-orders": [_UNSORTED], "default-sort-order-id": 0}
@@ -756,6 +751,15 @@ def conflict(which: str, why: str) -> CommitConflict:
 def failed(why: str) -> CommitConflict:
     """A requirement does not hold, in the reference's words, by which clients tell conflicts apart."""
     return CommitConflict("COMMIT_CONFLICT", f"Requirement failed: {why}", "the table has changed since the commit was prepared")
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Whoever stumbles over the form of a request within it has found that it is none. Raises ProjectError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise bad("the request", f"{type(error).__name__}: {error}") from error
 
 
 def bad(where: str, why: str) -> ProjectError:

@@ -58,7 +58,7 @@ class Past:
         raise Refused("READ_ONLY", f"nothing can be changed at {self._called}", "what was, stays", fix)
 
     create_namespace = set_namespace = drop_namespace = _refuse
-    free = planned = create_from = register = drop = purge = rename = commit_foreign = _refuse
+    free = address = create_from = register = drop = purge = rename = commit_foreign = _refuse
     create_view = register_view = commit_view = _refuse
 
 

@@ -22,9 +22,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from icelake.catalog.fresh import fresh
-from icelake.catalog.metadata import VERSIONS, bad, bounded, list_of, object_of, text_of
+from icelake.catalog.metadata import VERSIONS, bad, bounded, list_of, new_table, object_of, text_of, understood
 from icelake.catalog.past import Past
-from icelake.catalog.store import LEVEL, RESERVED, Kind, SqliteCatalog
+from icelake.catalog.store import LEVEL, RESERVED, Kind, SqliteCatalog, owned
 from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, IcelakeError, ProjectError, Refused, Unreachable
 from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.relation import TableId
@@ -100,45 +100,52 @@ def app(store: SqliteCatalog, hosts: Collection[str], at: At) -> ASGIApp:
         request = Request(scope, receive)
         found = await _answered(api, request, hosts)
         headers = {"cache-control": "no-store", **found.headers}
-        if found.body is None or request.method == "HEAD":
-            response = Response(status_code=found.status, headers=headers)
-        else:
-            response = Response(orjson.dumps(found.body), found.status, headers, "application/json")
-        await response(scope, receive, send)
+        body = b"" if found.body is None or request.method == "HEAD" else orjson.dumps(found.body)
+        await Response(body, found.status, headers, "application/json" if body else None)(scope, receive, send)
 
     return answer
 
 
 async def _answered(api: "_Api", request: Request, hosts: Collection[str]) -> Answer:
     try:
-        if request.url.hostname not in hosts:
-            return _error(421, "BadRequestException", f"this is not the catalog of {request.url.hostname}")
-        # Starlette's path is decoded: a name with a slash in it would be two.
-        raw = request.scope.get("raw_path") or request.scope["path"].encode()
-        handler, names = _route(api, request.method, raw.decode("ascii", "replace"))
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            return _error(415, "BadRequestException", "request bodies are taken as they are, not compressed")
-        data = await _body(request)
-        # No other kind: a web page may send those to whom it likes.
-        if data and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return _error(415, "BadRequestException", "the body's content-type is not application/json")
-        query = {key: values[-1] for key, values in parse_qs(request.url.query, keep_blank_values=True).items()}
-        body = orjson.loads(data) if data else None
-        bounded(body)
-        return await run_in_threadpool(handler, Call(names, query, request.headers, body))
+        try:
+            host, path = request.url.hostname, _path(request)
+            if host not in hosts:
+                return _error(421, "BadRequestException", f"this is not the catalog of {host}")
+            past, handler, names = _route(request.method, path)
+            if request.headers.get("content-encoding", "identity").lower() != "identity":
+                return _error(415, "BadRequestException", "request bodies are taken as they are, not compressed")
+            data = await _body(request)
+            # No other kind: a web page may send those to whom it likes.
+            if data and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+                return _error(415, "BadRequestException", "the body's content-type is not application/json")
+            query = {key: values[-1] for key, values in parse_qs(request.url.query, keep_blank_values=True).items()}
+            body = orjson.loads(data) if data else None
+            bounded(body)
+        except ValueError as error:
+            return _error(400, "BadRequestException", f"the request cannot be read: {error}")
+
+        def handled() -> Answer:
+            # In a thread: a point in time is looked up in the store, too.
+            found: Answer = getattr(api.past(past) if past else api, handler)(Call(names, query, request.headers, body))
+            return found
+
+        return await run_in_threadpool(handled)
     except _NoRoute as error:
         return _error(error.status, "BadRequestException" if error.status == 405 else "NotFoundException", str(error))
     except _TooLarge:
         return _error(413, "BadRequestException", f"a request has {LARGEST_REQUEST:,} bytes at most")
-    except orjson.JSONDecodeError as error:
-        return _error(400, "BadRequestException", f"the body is not JSON: {error}")
-    except ValueError as error:
-        return _error(400, "BadRequestException", f"the request cannot be read: {error}")
     except IcelakeError as error:
         return _refusal(error)
     except Exception:  # noqa: BLE001 - the last door of a request: the server goes on
         traceback.print_exc()
         return _error(500, "InternalServerError", "this is a bug in icelake; the server's log has it")
+
+
+def _path(request: Request) -> str:
+    # Starlette's path is decoded: a name with a slash in it would be two.
+    raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    return raw.decode("ascii", "replace").partition("?")[0]
 
 
 async def _body(request: Request) -> bytes:
@@ -203,8 +210,6 @@ def _error(status: int, kind: str, message: str, more: Sequence[str] = ()) -> An
 
 # --------------------------------------------------------------------------------------------------------------- routing
 
-_Handler = Callable[[Call], Answer]
-
 
 @dataclass(frozen=True, slots=True)
 class _Way:
@@ -250,14 +255,18 @@ _PATTERNS = [
 ]
 
 
-def _route(api: "_Api", method: str, path: str) -> tuple[_Handler, dict[str, str]]:
-    """Who answers, and the names in the path. Each part is decoded by itself, so a name may have a slash in it."""
-    version, *parts = path.partition("?")[0].strip("/").split("/")
+def _route(method: str, path: str) -> tuple[str, str, dict[str, str]]:
+    """The warehouse of a point in time ('': now), the handler's name, and the names in the path.
+
+    Each part is decoded by itself, so a name may have a slash in it.
+    """
+    version, *parts = path.strip("/").split("/")
     if version != "v1":
         raise _NoRoute(404, f"there is nothing at {path}; the catalog is at /v1")
-    if parts and (past := unquote(parts[0])).startswith(_PAST):
+    past = ""
+    if parts and unquote(parts[0]).startswith(_PAST):
         # Some clients encode what they were told to put there, others do not. No point in time has a % in it.
-        api, parts = api.past(unquote(past)), parts[1:]
+        past, parts = unquote(unquote(parts[0])), parts[1:]
     there = False
     for way, pattern, names in _PATTERNS:
         if len(pattern) != len(parts) or any(known not in (None, part) for known, part in zip(pattern, parts, strict=True)):
@@ -265,7 +274,7 @@ def _route(api: "_Api", method: str, path: str) -> tuple[_Handler, dict[str, str
         there = True
         if way.method == method:
             values = [unquote(part) for known, part in zip(pattern, parts, strict=True) if known is None]
-            return getattr(api, way.handler), dict(zip(names, values, strict=True))
+            return past, way.handler, dict(zip(names, values, strict=True))
     if there:
         raise _NoRoute(405, f"{method} is not done at {path}")
     raise _NoRoute(404, f"there is nothing at {path}")
@@ -341,28 +350,31 @@ class _Api:
 
     def create_table(self, call: Call) -> Answer:
         request = call.json
-        table = TableId(call.namespace, _name(request))
+        table = self._open(TableId(call.namespace, _name(request)))
         properties = _strings(request, "properties")
         version = properties.get("format-version", "2")
         if version not in map(str, VERSIONS):
             raise bad("create", f"format-version is {version!r}")
         made = fresh(object_of(request, "schema", "create"), request.get("partition-spec"), request.get("write-order"))
-        planned = self._store.planned(
-            table,
-            made.schema,
-            {key: value for key, value in properties.items() if key not in _RESERVED},
-            request.get("location"),
-            partition_spec=made.spec,
-            sort_order=made.order,
-            format_version=int(version),
-        )
+        uuid, place = self._store.address(table)
+        with understood():
+            new = new_table(
+                uuid,
+                (request.get("location") or place).rstrip("/"),
+                made.schema,
+                {key: value for key, value in properties.items() if key not in _RESERVED},
+                int(time.time() * 1000),
+                partition_spec=made.spec,
+                sort_order=made.order,
+                format_version=int(version),
+            )
         if request.get("stage-create"):
             self._store.free(table)
-            return Answer(body={"metadata": planned, "config": {}})
-        return _loaded(self._store.create_from(table, planned))
+            return Answer(body={"metadata": new, "config": {}})
+        return _loaded(self._store.create_from(table, new))
 
     def register_table(self, call: Call) -> Answer:
-        table = TableId(call.namespace, _name(call.json))
+        table = self._open(TableId(call.namespace, _name(call.json)))
         location = text_of(call.json, "metadata-location", "register")
         if not location.endswith(".metadata.json"):
             raise bad("register", f"{location} is no metadata.json")
@@ -404,7 +416,7 @@ class _Api:
         return Answer(204)
 
     def rename_table(self, call: Call) -> Answer:
-        self._store.rename(self._unowned(_identifier(call.json, "source")), _identifier(call.json, "destination"))
+        self._store.rename(self._unowned(_identifier(call.json, "source")), self._open(_identifier(call.json, "destination")))
         return Answer(204)
 
     def report_metrics(self, call: Call) -> Answer:
@@ -426,12 +438,12 @@ class _Api:
 
     def create_view(self, call: Call) -> Answer:
         request = call.json
-        view = TableId(call.namespace, _name(request))
+        view = self._open(TableId(call.namespace, _name(request)))
         schema, version = object_of(request, "schema", "create view"), object_of(request, "view-version", "create view")
         return _loaded(self._store.create_view(view, schema, version, _strings(request, "properties"), request.get("location")))
 
     def register_view(self, call: Call) -> Answer:
-        view = TableId(call.namespace, _name(call.json))
+        view = self._open(TableId(call.namespace, _name(call.json)))
         return _loaded(self._store.register_view(view, text_of(call.json, "metadata-location", "register")))
 
     def load_view(self, call: Call) -> Answer:
@@ -450,7 +462,7 @@ class _Api:
         return Answer(204)
 
     def rename_view(self, call: Call) -> Answer:
-        self._store.rename(_identifier(call.json, "source"), _identifier(call.json, "destination"), "view")
+        self._store.rename(_identifier(call.json, "source"), self._open(_identifier(call.json, "destination")), "view")
         return Answer(204)
 
     # ----------------------------------------------------------------------------------------------------- inside
@@ -463,8 +475,7 @@ class _Api:
 
     def _unowned(self, table: TableId) -> TableId:
         """The table, if it is not one that a source is mirrored to, or that the lake keeps for itself."""
-        owned = [key for key in self._store.load(table).metadata["properties"] if key.startswith(RESERVED)]
-        if owned or table.namespace == CONTROL_NAMESPACE:
+        if owned(self._store.load(self._open(table)).metadata):
             raise _protected(table)
         return table
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import orjson
 
@@ -85,7 +85,7 @@ CREATE TABLE former (
 """
 """Namespaces have properties, and may be empty; views are where tables are, because they share their names; where a table was before it was
 moved there may still be files of it."""
-_OURS = re.compile(r"/\d{5,}-[0-9a-f-]{36}\.metadata\.json$")
+_OURS: Final = re.compile(r"/\d{5,}-[0-9a-f-]{36}\.metadata\.json$")
 _FORGET = "DELETE FROM former WHERE uuid = (SELECT uuid FROM tables WHERE namespace = ? AND name = ?)"
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
@@ -238,37 +238,27 @@ class SqliteCatalog:
 
         Its namespace is made if it is not there.
         """
-        new = self.planned(
-            table, schema, properties, location, partition_spec=partition_spec, sort_order=sort_order, format_version=format_version
+        uuid, place = self.address(table)
+        new = table_metadata.new_table(
+            uuid,
+            (location or place).rstrip("/"),
+            schema,
+            properties,
+            self._now_ms(),
+            partition_spec=partition_spec,
+            sort_order=sort_order,
+            format_version=format_version,
         )
         with self._writing() as connection:
             connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (table.namespace, b"{}"))
         return self._make(table, "table", new)
 
-    def planned(
-        self,
-        table: TableId,
-        schema: Json,
-        properties: Mapping[str, str],
-        location: str | None = None,
-        *,
-        partition_spec: Json | None = None,
-        sort_order: Json | None = None,
-        format_version: int = 3,
-    ) -> Json:
-        """The metadata ``create`` would give a table. Nothing is done: of a staged table it is all there is until a commit makes it."""
+    def address(self, ident: TableId) -> tuple[str, str]:
+        """For a table or view that is to be made: its uuid, and the location it gets if nobody wants another."""
         uuid = self._chance.uuid()
-        with _understood():
-            return table_metadata.new_table(
-                uuid,
-                (location or self._new_location(table, uuid)).rstrip("/"),
-                schema,
-                properties,
-                self._now_ms(),
-                partition_spec=partition_spec,
-                sort_order=sort_order,
-                format_version=format_version,
-            )
+        # The uuid keeps tables apart that a file system might not: by case, or by characters that cannot be in a path.
+        folders = "/".join(_in_path(level) for level in ident.namespace.split(LEVEL))
+        return uuid, f"{self._warehouse}/{folders}/{_in_path(ident.name)}-{uuid.replace('-', '')[:8]}"
 
     def free(self, ident: TableId) -> None:
         """Raises AlreadyExists unless a table or view could get this name, NoSuchTable NO_SUCH_NAMESPACE."""
@@ -292,15 +282,14 @@ class SqliteCatalog:
             self._storage.flush()
 
     def create_from(self, table: TableId, new: Json) -> LoadedTable:
-        """A table of planned metadata. Raises AlreadyExists, and NoSuchTable NO_SUCH_NAMESPACE."""
+        """A table of this metadata. Raises AlreadyExists, and NoSuchTable NO_SUCH_NAMESPACE."""
         return self._make(table, "table", new)
 
     def create_view(self, view: TableId, schema: Json, version: Json, properties: Mapping[str, str], location: str | None) -> LoadedTable:
         """Raises AlreadyExists, and NoSuchTable NO_SUCH_NAMESPACE."""
-        uuid = self._chance.uuid()
-        with _understood():
-            place = (location or self._new_location(view, uuid)).rstrip("/")
-            new = view_metadata.new_view(uuid, place, schema, version, properties, self._now_ms())
+        uuid, place = self.address(view)
+        with table_metadata.understood():
+            new = view_metadata.new_view(uuid, (location or place).rstrip("/"), schema, version, properties, self._now_ms())
         return self._make(view, "view", new)
 
     def register(self, table: TableId, metadata_location: str, *, overwrite: bool = False) -> LoadedTable:
@@ -308,9 +297,15 @@ class SqliteCatalog:
 
         Raises AlreadyExists, NoSuchTable NO_SUCH_NAMESPACE, ProjectError if the file is no table's metadata.
         """
-        return self._make(
-            table, "table", self._there(metadata_location, table_metadata.registered), at=metadata_location, overwrite=overwrite
-        )
+        new = self._there(metadata_location, table_metadata.registered)
+        if owned(new):
+            raise ProjectError(
+                "CATALOG_BAD_REQUEST",
+                f"{metadata_location} is of a lake's own table",
+                f"its properties that begin with {RESERVED} would make it a mirror of a source",
+                "take them out of a copy, and register that",
+            )
+        return self._make(table, "table", new, at=metadata_location, overwrite=overwrite)
 
     def register_view(self, view: TableId, metadata_location: str) -> LoadedTable:
         """A view that is there as a file. Raises as ``register`` does."""
@@ -382,7 +377,7 @@ class SqliteCatalog:
         written: list[str] = []
         with self._writing(written) as connection:
             base = self._row(connection, view, "view")
-            with _understood():
+            with table_metadata.understood():
                 view_metadata.check(base.loaded.metadata, requirements)
                 new = view_metadata.apply(base.loaded.metadata, updates, self._now_ms())
             self._check_place(connection, view, new, base.loaded.metadata)
@@ -409,12 +404,12 @@ class SqliteCatalog:
         with self._writing(written) as connection:
             bases = [self._base(connection, change) for change in changes]
             for change, base in zip(changes, bases, strict=True):
-                with _understood():
+                with table_metadata.understood():
                     table_metadata.check(base.loaded.metadata if base is not None else None, change.requirements)
             writes: list[tuple[_Row, bytes]] = []
             for change, base in zip(changes, bases, strict=True):
                 if base is None:
-                    with _understood():
+                    with table_metadata.understood():
                         new = table_metadata.built(change.updates, self._now_ms())
                     self._check_place(connection, change.id, new)
                     row, data = self._write(change.id, 0, new, written)
@@ -425,7 +420,7 @@ class SqliteCatalog:
                 if not change.updates:
                     rows.append(base)
                     continue
-                with _understood():
+                with table_metadata.understood():
                     new = table_metadata.apply(base.loaded.metadata, change.updates, self._now_ms())
                 if any(update["action"] == "remove-snapshots" for update in change.updates):
                     self._check_leases(connection, change.id, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
@@ -460,11 +455,6 @@ class SqliteCatalog:
 
     def _now_ms(self) -> int:
         return int(self._clock.now() * 1000)
-
-    def _new_location(self, ident: TableId, uuid: str) -> str:
-        # The uuid keeps tables apart that a file system might not: by case, or by characters that cannot be in a path.
-        folders = "/".join(_in_path(level) for level in ident.namespace.split(LEVEL))
-        return f"{self._warehouse}/{folders}/{_in_path(ident.name)}-{uuid.replace('-', '')[:8]}"
 
     @staticmethod
     def _namespace(connection: sqlite3.Connection, name: str) -> dict[str, str]:
@@ -522,12 +512,9 @@ class SqliteCatalog:
 
     def _row(self, connection: sqlite3.Connection, table: TableId, kind: Kind = "table") -> _Row:
         cached = self._cache.get(table)
-        if cached is not None and not cached.version:
-            if not _OURS.search(cached.loaded.metadata_location):
-                # The file of a table that was registered is somebody else's, who may write it anew.
-                cached = None
-        # Other metadata locations are never reused, so a known one spares reading and parsing.
-        known = cached.loaded.metadata_location if cached else None
+        # Metadata locations of ours are never reused, so a known one spares reading and parsing. The file of a table that was registered is
+        # somebody else's, who may write it anew.
+        known = cached.loaded.metadata_location if cached and _OURS.search(cached.loaded.metadata_location) else None
         found = connection.execute(
             "SELECT version, metadata_location, CASE WHEN metadata_location = ? THEN NULL ELSE metadata END"
             " FROM tables WHERE namespace = ? AND name = ? AND kind = ?",
@@ -590,7 +577,7 @@ class SqliteCatalog:
         if base is None or location != base["location"]:
             self._check_inside(location, self.places, named(ident))
             self._check_location(connection, ident, location)
-            if base is not None and ("table-uuid" in base):
+            if base is not None and "table-uuid" in base:
                 # Files of it may be there still: nobody else's may come to be.
                 connection.execute("INSERT OR IGNORE INTO former VALUES (?, ?)", (base["location"], base["table-uuid"]))
         if base is None or location != base["location"] or new["properties"] != base["properties"]:
@@ -715,8 +702,12 @@ class SqliteCatalog:
 
 def _thins(metadata: Json) -> bool:
     """Whether a table's old metadata files are deleted: where it says so, and where it is the lake's own."""
-    properties = metadata["properties"]
-    return properties.get(DELETE_OLD, "false").lower() == "true" or any(key.startswith(RESERVED) for key in properties)
+    return metadata["properties"].get(DELETE_OLD, "false").lower() == "true" or owned(metadata)
+
+
+def owned(metadata: Json) -> bool:
+    """Whether it is a table that the lake makes of a source, or for itself."""
+    return any(key.startswith(RESERVED) for key in metadata["properties"])
 
 
 def _below(location: str, folders: Sequence[str]) -> bool:
@@ -725,20 +716,6 @@ def _below(location: str, folders: Sequence[str]) -> bool:
     parts = place.rpartition("://")[2].removeprefix("/").split("/")
     inside = any(place.startswith(f"{canonical(folder)}/") for folder in folders)
     return inside and {"", ".", ".."}.isdisjoint(parts) and {"%", "\0"}.isdisjoint(location)
-
-
-@contextmanager
-def _understood() -> Iterator[None]:
-    """What is no answer to a request, but a stumble over its form, is said to be that."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise ProjectError(
-            "CATALOG_BAD_REQUEST",
-            f"the request cannot be understood: {type(error).__name__}: {error}",
-            "it does not have the form the Iceberg REST specification gives it",
-            "this is an error of the writer that sent it",
-        ) from error
 
 
 def _readable(new: Json) -> bytes:

@@ -134,14 +134,16 @@ class Kept:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._connection: Connection | None = None
-        self._closed = self._ending = False
+        self._closed = False
         self._asking = Lock()
 
     def ask(self, doing: str, question: Callable[[Connection], _Answer]) -> _Answer:
         """``question`` of the session. Once it is closed, of one that is opened for it."""
-        with self._asking:
-            if not self._closed:
-                return self._asked(doing, question)
+        # Not asked for the lock then: whoever has it may wait for a server that answers nothing.
+        if not self._closed:
+            with self._asking:
+                if not self._closed:
+                    return self._asked(doing, question)
         with session(self._dsn, doing) as server:
             return question(server)
 
@@ -155,24 +157,19 @@ class Kept:
             except psycopg.Error as error:
                 lost = self._connection.broken
                 self._let_go()
-                if not (lost and kept is not None) or self._ending:
+                if not (lost and kept is not None) or self._closed:
                     raise explain(error, self._dsn, doing) from error
         raise AssertionError("a new session is asked once")
 
-    def end(self) -> None:
-        """Let nobody who is asking now wait for the answer."""
-        self._ending = True
+    def close(self, patience: float = 1.0) -> None:
+        """Whoever is asking is not waited for: the question is cancelled, and the session theirs to close if that takes longer."""
+        self._closed = True
         asked = self._connection
-        if asked is not None:
+        if asked is not None and self._asking.locked():
             with suppress(psycopg.Error):
-                asked.cancel_safe(timeout=1)
-
-    def close(self) -> None:
-        self._ending = True
-        # Who is asking still has a server that answers nothing, not even that it was cancelled.
-        if self._asking.acquire(timeout=1):
+                asked.cancel_safe(timeout=patience)
+        if self._asking.acquire(timeout=patience):
             try:
-                self._closed = True
                 self._let_go()
             finally:
                 self._asking.release()

@@ -393,14 +393,14 @@ class PgStream:
         try:
             self._come_near()
             until = self._next_piece()
-            if until is not None and self._copy_slot():
-                while not self._closing and until is not None and self._fetch(until):
-                    if time.monotonic() >= self._told_at + self._every:
-                        self._advance(self._connection)
-                    until = self._next_piece()
-                self.behind = False
-                self._until_wanted()
+            fetched = until is not None and self._copy_slot()
+            while fetched and not self._closing and until is not None and self._fetch(until):
+                if time.monotonic() >= self._told_at + self._every:
+                    self._advance(self._connection)
+                until = self._next_piece()
             self.behind = False
+            if fetched:
+                self._until_wanted()
             if not self._closing:
                 # An error of the session has dropped it.
                 drop = "select pg_catalog.pg_drop_replication_slot(slot_name) from pg_catalog.pg_replication_slots where slot_name = {}"
@@ -669,11 +669,10 @@ class PgStream:
         self._release()
 
     def _release(self) -> None:
-        self.kept.end()
+        self.kept.close()
         if self._decoding is not None:
             self._asked_to_decode.put(None)
             self._decoding.join(_PATIENCE)
-        self.kept.close()
         self._connection.close()
         if self._wake_in >= 0:
             os.close(self._wake_in)
