@@ -156,6 +156,7 @@ def run(_variant: str, size: float | None, pairs: int, note: Callable[[str], Non
 
 def _run(bench: Rig, rows: int, pairs: int, pythons: Mapping[Side, str], note: Callable[[str], None]) -> dict[str, Any]:
     turns: dict[Side, list[_Turn]] = {side: [] for side in pythons}
+    failures: list[str] = []
     with psycopg.connect(bench.dsn, autocommit=True) as connection:
         note(f"making a table of {rows:,} rows")
         connection.execute(STAMPED.tables.format(rows=rows))
@@ -164,7 +165,15 @@ def _run(bench: Rig, rows: int, pairs: int, pythons: Mapping[Side, str], note: C
         for n in range(pairs):
             order = [*pythons][n % len(pythons) :] + [*pythons][: n % len(pythons)]
             for side in order:
-                turn = _turn(bench, stream, side, pythons[side])
+                try:
+                    turn = _turn(bench, stream, side, pythons[side])
+                except subprocess.CalledProcessError as error:
+                    # Of a peer, that is a finding, and the others are measured all the same; twice, and there is nothing to measure.
+                    if side not in PEERS or failures:
+                        raise
+                    failures.append(f"{side.what}: {str(error.output)[-1000:]}")
+                    note(f"failed, and is begun again: {failures[-1]}")
+                    turn = _turn(bench, stream, side, pythons[side])
                 turns[side].append(turn)
                 parts = ", ".join(f"{what} {part.changes / part.cpu:,.0f} changes a CPU second" for what, part in turn.parts.items())
                 note(f"{n + 1} of {pairs}, {side.what}: {parts}{f'; {turn.left}' if turn.left else ''}")
@@ -176,6 +185,7 @@ def _run(bench: Rig, rows: int, pairs: int, pythons: Mapping[Side, str], note: C
         "changes": sum(part.changes for side in turns.values() for turn in side for part in turn.parts.values()),
         "figures": _figures(turns),
         "left": left,
+        "failures": failures,
     }
 
 
@@ -271,14 +281,22 @@ def _part(stream: _Stream, command: list[str], environment: dict[str, str], fold
         process.stdin.close()
         process.wait()
     if process.returncode or not line:
-        raise subprocess.CalledProcessError(process.returncode, command, (folder / "said").read_text())
+        raise _failed(process.returncode, command, (folder / "said").read_text())
     return _Part(changes, seconds, cpu, peak)
 
 
 def _finished(command: list[str], environment: dict[str, str]) -> str:
     """What a program said last. Raises CalledProcessError with its complaints."""
-    said = subprocess.run(command, env=environment, text=True, capture_output=True, check=True).stdout
-    return said.strip().rpartition("\n")[2]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise _failed(done.returncode, command, done.stderr)
+    return done.stdout.strip().rpartition("\n")[2]
+
+
+def _failed(code: int, command: list[str], said: str) -> subprocess.CalledProcessError:
+    error = subprocess.CalledProcessError(code, command, said)
+    error.add_note(said[-4000:])
+    return error
 
 
 def _differences(source: pa.Table, found: pa.Table) -> dict[str, int]:
