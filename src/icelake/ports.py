@@ -312,6 +312,10 @@ class Storage(Protocol):
         """Make the file. Locations are never reused; writing one twice with the same bytes is allowed."""
         ...
 
+    def put(self, location: str, data: bytes) -> None:
+        """Make the file; it is there for every reader when this returns, but a power cut may take it, or a part of it."""
+        ...
+
     def flush(self) -> None:
         """Everything written so far survives a power cut: files and the folders that name them. What was deleted is gone."""
         ...

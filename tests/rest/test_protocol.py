@@ -630,7 +630,9 @@ def test_what_the_applier_holds_is_served_too(tmp_path: Path) -> None:
         served.made("POST", "namespaces", {"namespace": ["shop"]})
         make(served, "t")
     database = sqlite3.connect(tmp_path / "lake" / "catalog.db")
-    database.executescript("drop table namespaces; drop table former; alter table tables drop column kind; pragma user_version = 1")
+    database.executescript(
+        "drop table namespaces; drop table former; drop table machine; alter table tables drop column kind; pragma user_version = 1"
+    )
     database.close()
     with serving(tmp_path) as (uri, _):
         served = Served(uri, tmp_path)

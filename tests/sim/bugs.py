@@ -107,9 +107,9 @@ _ALL = (
         ),
     ),
     Bug(
-        "catalog commits before sync",
-        "metadata files are durable before the pointer to them",
-        (Patch(STORE, "            if writes:\n                self._storage.flush()\n", ""),),
+        "a torn metadata file is taken for a whole one",
+        "what a power cut takes of metadata files is written anew",
+        (Patch(STORE, "            return False\n        return True\n", "            return True\n        return True\n"),),
     ),
     Bug(
         "confirmed before the commit",

@@ -92,8 +92,8 @@ class Checks:
                     # Of those another program made nothing is known.
                     for dropped in self.lists.keys() & set(update["snapshot-ids"]):
                         self.let_go |= self.lake.locations(self.lists[dropped])
-            if change.updates and loaded.metadata_location not in world.machine.files:
-                raise Broken(f"{change.id}: committed before its metadata was synced")
+            if change.updates and world.machine.get(loaded.metadata_location) is None:
+                raise Broken(f"{change.id}: committed before its metadata was written")
         control = world.server.load(self.control).metadata
         self.let_go |= self.lists_of_garbage(control)
         snapshot = head(control)
@@ -485,7 +485,7 @@ class Checks:
                 self.lake.contents(loaded.metadata, snapshot["snapshot-id"], [c.name for c in world.postgres.tables[name].relation.columns])
         for table in world.server.tables():
             loaded = world.server.load(table)
-            stored = world.machine.files.get(loaded.metadata_location)
+            stored = world.machine.get(loaded.metadata_location)
             if stored is None or json.loads(stored) != loaded.metadata:
                 raise Broken(f"{table}: {loaded.metadata_location} is not the metadata the catalog has")
         newest = json.loads(snapshots_head(control)["summary"]["icelake.cut"])

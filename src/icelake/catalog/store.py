@@ -1,45 +1,34 @@
 """The catalog on SQLite: one row a table or view, one database transaction a commit, however many tables it touches.
 
-Promises: a commit happens whole or not at all, and is durable when it returns: metadata files first (written, synced), then the
-pointers to them (one SQLite transaction, WAL, synchronous=FULL). Nothing is ever retried or rebased here. Several processes may
-use one database at once; a reader never waits for a writer.
+Promises: a commit happens whole or not at all, and is durable when it returns. It is made outside the transaction: the metadata files are
+written first, for the state that was found, and the pointers to them move only if that is still the state; else it is made again. A row
+holds the bytes of its metadata file, so the file need not be synced: after a power cut it is written anew from the row (``mend``).
+Nothing is ever rebased here: what was required is looked at each time. Several processes may use one database at once; a reader never
+waits for a writer.
 Never removes a snapshot that somebody holds a lease on.
-Fails with ``CommitConflict`` (nothing done), ``Unreachable`` (busy; nothing done), ``CommitUnknown`` (the COMMIT itself failed),
-``Refused`` DISK_FULL (nothing done), ``Corrupt`` (the database is not one, or is damaged).
+Fails with ``CommitConflict`` (nothing done), and as ``catalog.database`` does.
 """
 
-import os
 import re
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import orjson
 
 from icelake.catalog import metadata as table_metadata
 from icelake.catalog import views as view_metadata
-from icelake.errors import (
-    AlreadyExists,
-    CommitConflict,
-    CommitUnknown,
-    Corrupt,
-    IcelakeError,
-    NoSuchTable,
-    ProjectError,
-    Refused,
-    Unreachable,
-)
+from icelake.catalog.database import Database, at_once, corrupt
+from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, Corrupt, IcelakeError, NoSuchTable, ProjectError
 from icelake.model.location import canonical
 from icelake.model.relation import TableId
 from icelake.ports import Chance, Clock, Json, Lease, LoadedTable, Storage, TableChange
 
-_SCHEMA_VERSION = 2
-_BUSY_SECONDS = 10.0
-_WAL_WAITS = (0.01, 0.03, 0.1, 0.3, 1.0, None)
-"""Seconds between tries; None: the last."""
+_TURNS = 1024
+"""Locks among which tables are divided."""
 Kind = Literal["table", "view"]
 
 LEVEL = "\x1f"
@@ -85,16 +74,38 @@ CREATE TABLE former (
 """
 """Namespaces have properties, and may be empty; views are where tables are, because they share their names; where a table was before it was
 moved there may still be files of it."""
+_DDL_3 = "CREATE TABLE machine (boot TEXT NOT NULL)"
+"""Since when the machine has been running that last looked after the metadata files."""
 _OURS: Final = re.compile(r"/\d{5,}-[0-9a-f-]{36}\.metadata\.json$")
 _FORGET = "DELETE FROM former WHERE uuid = (SELECT uuid FROM tables WHERE namespace = ? AND name = ?)"
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+_BOOT = "/proc/sys/kernel/random/boot_id"
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
     version: int
     loaded: LoadedTable
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposed:
+    row: _Row
+    base: _Row | None
+    """What it was made of; None: it makes the table."""
+    data: bytes | None
+    """The metadata's; None: nothing is changed."""
+
+
+class _Moved(Exception):
+    """What a commit was made of is not the state any more."""
+
+
+class Guard(Protocol):
+    """``tables.guard``."""
+
+    def check(self, base: Json | None, new: Json) -> None:
+        """``base``: metadata before a commit, None if it makes the table; ``new``: after it. Raises Refused COMMIT_BREAKS_TABLE."""
+        ...
 
 
 class SqliteCatalog:
@@ -104,24 +115,26 @@ class SqliteCatalog:
         self.places = [warehouse]
         """Folders below which tables and views may be; new ones are in the first."""
         self._path = path
+        self._database = Database(path, (_DDL, _DDL_2, _DDL_3), self._started, clock)
         self._warehouse = warehouse.rstrip("/")
         self._storage = storage
         self._clock = clock
         self._chance = chance
-        self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
+        self._turns = [threading.Lock() for _ in range(_TURNS)]
         self._cache: dict[TableId, _Row] = {}
+        self.guard: Guard | None = None
+        """What looks at the snapshots of ``commit_foreign``."""
 
     # ------------------------------------------------------------------------------------------------------ reading
 
     def tables(self) -> Sequence[TableId]:
         """All tables, by name."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             found = connection.execute("SELECT namespace, name FROM tables WHERE kind = 'table' ORDER BY namespace, name").fetchall()
         return [TableId(namespace, name) for namespace, name in found]
 
     def load(self, table: TableId) -> LoadedTable:
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return self._row(connection, table).loaded
 
     def load_whole(self, table: TableId) -> LoadedTable:
@@ -137,7 +150,7 @@ class SqliteCatalog:
 
     def names(self, namespace: str, kind: Kind) -> list[str]:
         """The tables or views of a namespace, by name. Raises NoSuchTable NO_SUCH_NAMESPACE."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             self._namespace(connection, namespace)
             of = (namespace, kind)
             found = connection.execute("SELECT name FROM tables WHERE namespace = ? AND kind = ? ORDER BY name", of).fetchall()
@@ -145,14 +158,14 @@ class SqliteCatalog:
 
     def load_view(self, view: TableId) -> LoadedTable:
         """``metadata`` is then a view's. Raises NoSuchTable NO_SUCH_VIEW."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return self._row(connection, view, "view").loaded
 
     # -------------------------------------------------------------------------------------------------- namespaces
 
     def namespaces(self, parent: str = "") -> list[str]:
         """The namespaces right below ``parent``, by name; '': the outermost. Raises NoSuchTable NO_SUCH_NAMESPACE."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             if parent:
                 self._namespace(connection, parent)
             first = f"{parent}{LEVEL}" if parent else ""
@@ -161,7 +174,7 @@ class SqliteCatalog:
 
     def namespace(self, name: str) -> dict[str, str]:
         """Its properties. Raises NoSuchTable NO_SUCH_NAMESPACE."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return self._namespace(connection, name)
 
     def create_namespace(self, name: str, properties: Mapping[str, str]) -> None:
@@ -218,7 +231,7 @@ class SqliteCatalog:
             connection.execute("DELETE FROM leases WHERE id = ?", (lease_id,))
 
     def leases(self) -> Sequence[Lease]:
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return self._leases(connection)
 
     # ------------------------------------------------------------------------------------------------------ writing
@@ -249,9 +262,7 @@ class SqliteCatalog:
             sort_order=sort_order,
             format_version=format_version,
         )
-        with self._writing() as connection:
-            connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (table.namespace, b"{}"))
-        return self._make(table, "table", new)
+        return self._make(table, "table", new, anywhere=True)
 
     def address(self, ident: TableId) -> tuple[str, str]:
         """For a table or view that is to be made: its uuid, and the location it gets if nobody wants another."""
@@ -262,7 +273,7 @@ class SqliteCatalog:
 
     def free(self, ident: TableId) -> None:
         """Raises AlreadyExists unless a table or view could get this name, NoSuchTable NO_SUCH_NAMESPACE."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             self._namespace(connection, ident.namespace)
             self._check_name(connection, ident, "table")
 
@@ -320,23 +331,35 @@ class SqliteCatalog:
             what = f"{metadata_location} cannot be registered"
             raise ProjectError("CATALOG_BAD_REQUEST", what, str(error), "name a metadata.json") from error
 
-    def _make(self, ident: TableId, kind: Kind, new: Json, *, at: str | None = None, overwrite: bool = False) -> LoadedTable:
-        """Put a table or view into the catalog. ``at``: its metadata is there already."""
-        written: list[str] = []
-        with self._writing(written) as connection:
-            self._namespace(connection, ident.namespace)
+    def _make(
+        self, ident: TableId, kind: Kind, new: Json, *, at: str | None = None, overwrite: bool = False, anywhere: bool = False
+    ) -> LoadedTable:
+        """Put a table or view into the catalog. ``at``: its metadata is there already; ``anywhere``: its namespace is made if need be."""
+
+        def check(connection: sqlite3.Connection) -> None:
+            if not anywhere:
+                self._namespace(connection, ident.namespace)
             self._check_name(connection, ident, kind, instead=overwrite)
+            self._check_place(connection, ident, new)
+
+        # Nothing is written for what is refused at once.
+        with self._database.reading() as connection:
+            check(connection)
+        written: list[str] = []
+        if at is None:
+            row, data = self._write(ident, 0, new, written)
+        else:
+            row, data = _Row(0, LoadedTable(ident, new, at)), _readable(new)
+        with self._writing(written) as connection:
             if overwrite:
                 self._check_leases(connection, ident, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
-            self._check_place(connection, ident, new)
-            if at is None:
-                row, data = self._write(ident, 0, new, written)
-                self._storage.flush()
-            else:
-                row, data = _Row(0, LoadedTable(ident, new, at)), _readable(new)
+            check(connection)
+            if anywhere:
+                connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (ident.namespace, b"{}"))
+            if overwrite:
+                self._forget(connection, ident)
             self._insert(connection, kind, row, data)
-        with self._lock:
-            self._cache[ident] = row
+        self._cache[ident] = row
         return row.loaded
 
     def drop(self, ident: TableId, kind: Kind = "table") -> LoadedTable:
@@ -348,10 +371,8 @@ class SqliteCatalog:
             row = self._row(connection, ident, kind)
             if kind == "table":
                 self._check_leases(connection, ident, set())
-            connection.execute(_FORGET, (ident.namespace, ident.name))
-            connection.execute("DELETE FROM tables WHERE namespace = ? AND name = ?", (ident.namespace, ident.name))
-        with self._lock:
-            self._cache.pop(ident, None)
+            self._forget(connection, ident)
+        self._cache.pop(ident, None)
         return row.loaded
 
     def rename(self, ident: TableId, to: TableId, kind: Kind = "table") -> None:
@@ -369,24 +390,22 @@ class SqliteCatalog:
                 "UPDATE tables SET namespace = ?, name = ? WHERE namespace = ? AND name = ?",
                 (to.namespace, to.name, ident.namespace, ident.name),
             )
-        with self._lock:
-            self._cache.pop(ident, None)
+        self._cache.pop(ident, None)
 
     def commit_view(self, view: TableId, requirements: Sequence[Json], updates: Sequence[Json]) -> LoadedTable:
         """Change a view. Raises CommitConflict, ProjectError, NoSuchTable NO_SUCH_VIEW."""
-        written: list[str] = []
-        with self._writing(written) as connection:
-            base = self._row(connection, view, "view")
-            with table_metadata.understood():
-                view_metadata.check(base.loaded.metadata, requirements)
-                new = view_metadata.apply(base.loaded.metadata, updates, self._now_ms())
-            self._check_place(connection, view, new, base.loaded.metadata)
-            row, data = self._write(view, base.version + 1, new, written)
-            self._storage.flush()
-            self._update(connection, row, data)
-        with self._lock:
-            self._cache[view] = row
-        return row.loaded
+        with self._turn([view]):
+            while True:
+                with self._database.reading() as connection:
+                    base = self._row(connection, view, "view")
+                with table_metadata.understood():
+                    view_metadata.check(base.loaded.metadata, requirements)
+                    new = view_metadata.apply(base.loaded.metadata, updates, self._now_ms())
+                written: list[str] = []
+                one = self._proposed(view, base, new, written, readable=True)
+                with suppress(_Moved):
+                    self._move([one], "view", written)
+                    return one.row.loaded
 
     def commit(self, changes: Sequence[TableChange]) -> Sequence[LoadedTable]:
         return self._commit(changes, foreign=False)
@@ -398,58 +417,58 @@ class SqliteCatalog:
     def _commit(self, changes: Sequence[TableChange], *, foreign: bool) -> Sequence[LoadedTable]:
         if len({change.id for change in changes}) != len(changes):
             raise ProjectError("CATALOG_BAD_REQUEST", "a commit names a table twice", "a table has one change in a commit")
-        rows: list[_Row] = []
-        written: list[str] = []
-        outdated: list[str] = []
-        with self._writing(written) as connection:
+        with self._turn([change.id for change in changes]):
+            while True:
+                with suppress(_Moved):
+                    return self._attempt(changes, foreign)
+
+    def _attempt(self, changes: Sequence[TableChange], foreign: bool) -> Sequence[LoadedTable]:
+        """Raises _Moved if somebody else has committed meanwhile: nothing was done."""
+        with self._database.reading() as connection:
             bases = [self._base(connection, change) for change in changes]
-            for change, base in zip(changes, bases, strict=True):
-                with table_metadata.understood():
-                    table_metadata.check(base.loaded.metadata if base is not None else None, change.requirements)
-            writes: list[tuple[_Row, bytes]] = []
-            for change, base in zip(changes, bases, strict=True):
+        for change, base in zip(changes, bases, strict=True):
+            with table_metadata.understood():
+                table_metadata.check(base.loaded.metadata if base is not None else None, change.requirements)
+        new: list[Json] = []
+        outdated: list[str] = []
+        for change, base in zip(changes, bases, strict=True):
+            with table_metadata.understood():
                 if base is None:
-                    with table_metadata.understood():
-                        new = table_metadata.built(change.updates, self._now_ms())
-                    self._check_place(connection, change.id, new)
-                    row, data = self._write(change.id, 0, new, written)
-                    self._storage.flush()
-                    self._insert(connection, "table", row, data)
-                    rows.append(row)
-                    continue
-                if not change.updates:
-                    rows.append(base)
-                    continue
-                with table_metadata.understood():
-                    new = table_metadata.apply(base.loaded.metadata, change.updates, self._now_ms())
-                if any(update["action"] == "remove-snapshots" for update in change.updates):
-                    self._check_leases(connection, change.id, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
-                self._check_place(connection, change.id, new, base.loaded.metadata)
-                new, dropped = table_metadata.with_history(base.loaded.metadata, base.loaded.metadata_location, new)
-                # Who registered a table wrote its log: only what is the table's own may be deleted by it.
-                outdated += [old for old in dropped if _below(old, [new["location"]]) and old.endswith(".metadata.json") and _thins(new)]
-                row, data = self._write(change.id, base.version + 1, new, written, readable=foreign)
-                rows.append(row)
-                writes.append((row, data))
-            if writes:
-                self._storage.flush()
-            for row, data in writes:
-                self._update(connection, row, data)
-        with self._lock:
-            self._cache.update((change.id, row) for change, row in zip(changes, rows, strict=True))
+                    new.append(table_metadata.built(change.updates, self._now_ms()))
+                elif not change.updates:
+                    new.append(base.loaded.metadata)
+                else:
+                    made = table_metadata.apply(base.loaded.metadata, change.updates, self._now_ms())
+                    made, dropped = table_metadata.with_history(base.loaded.metadata, base.loaded.metadata_location, made)
+                    # Who registered a table wrote its log: only what is the table's own may be deleted by it.
+                    outdated += [
+                        old for old in dropped if _below(old, [made["location"]]) and old.endswith(".metadata.json") and _thins(made)
+                    ]
+                    new.append(made)
+            if foreign and self.guard is not None and change.new_snapshot is not None:
+                self.guard.check(base.loaded.metadata if base is not None else None, new[-1])
+        written: list[str] = []
+        proposed = [
+            self._proposed(change.id, base, made, written, readable=foreign or base is None, unchanged=not change.updates)
+            for change, base, made in zip(changes, bases, new, strict=True)
+        ]
+        thinned = [change.id for change in changes if any(update["action"] == "remove-snapshots" for update in change.updates)]
+        self._move(proposed, "table", written, thinned)
         for location in outdated:
             # The commit is done; a file that cannot be deleted now is an orphan and is found as one.
             with suppress(IcelakeError):
                 self._storage.delete(location)
-        return [row.loaded for row in rows]
+        return [one.row.loaded for one in proposed]
+
+    def mend(self) -> None:
+        """Write anew the metadata files that are torn or gone. Done by itself when the machine has been started anew."""
+        with self._database.writing() as connection:
+            self._mend(connection)
 
     def close(self) -> None:
         """Let the database go. The next call opens it again (a ``":memory:"`` catalog is lost)."""
-        with self._lock:
-            self._cache.clear()
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._database.close()
+        self._cache.clear()
 
     # ------------------------------------------------------------------------------------------------------- inside
 
@@ -475,8 +494,6 @@ class SqliteCatalog:
             code = "TABLE_EXISTS" if found[0] == "table" else "VIEW_EXISTS"
             with_same_name = "" if wanted == found[0] else " with same name"
             raise AlreadyExists(code, f"{found[0].capitalize()}{with_same_name} already exists: {named(ident)}")
-        connection.execute(_FORGET, key)
-        connection.execute("DELETE FROM tables WHERE namespace = ? AND name = ?", key)
 
     def _base(self, connection: sqlite3.Connection, change: TableChange) -> _Row | None:
         """What a commit changes; None if it makes the table."""
@@ -488,6 +505,67 @@ class SqliteCatalog:
             self._namespace(connection, change.id.namespace)
             self._check_name(connection, change.id, "table")
             return None
+
+    def _proposed(
+        self, ident: TableId, base: _Row | None, new: Json, written: list[str], *, readable: bool, unchanged: bool = False
+    ) -> _Proposed:
+        """What a commit makes of a table or view, its metadata file written. Raises as ``_check_place`` does; then nothing is left."""
+        if base is not None and unchanged:
+            return _Proposed(base, base, None)
+        try:
+            with self._database.reading() as connection:
+                self._check_place(connection, ident, new, base.loaded.metadata if base is not None else None)
+            row, data = self._write(ident, base.version + 1 if base is not None else 0, new, written, readable=readable)
+        except Exception:
+            self._discard(written)
+            raise
+        return _Proposed(row, base, data)
+
+    def _move(self, proposed: Sequence[_Proposed], kind: Kind, written: Sequence[str], thinned: Collection[TableId] = ()) -> None:
+        """The pointers, in one transaction. ``thinned``: tables that lose snapshots. Raises _Moved where a base is not what is there."""
+        with self._writing(written) as connection:
+            for one in proposed:
+                ident, base, new = one.row.loaded.id, one.base, one.row.loaded.metadata
+                where = (ident.namespace, ident.name, kind)
+                query = "SELECT version, metadata_location FROM tables WHERE namespace = ? AND name = ? AND kind = ?"
+                found = connection.execute(query, where).fetchone()
+                if found != (None if base is None else (base.version, base.loaded.metadata_location)):
+                    raise _Moved
+                if one.data is None:
+                    continue
+                if base is None:
+                    self._namespace(connection, ident.namespace)
+                    self._check_name(connection, ident, kind)
+                    self._check_place(connection, ident, new)
+                    self._insert(connection, kind, one.row, one.data)
+                    continue
+                if ident in thinned:
+                    self._check_leases(connection, ident, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
+                self._check_place(connection, ident, new, base.loaded.metadata)
+                if new["location"] != base.loaded.metadata["location"] and kind == "table":
+                    # Files of it may be there still: nobody else's may come to be.
+                    former = (base.loaded.metadata["location"], base.loaded.metadata["table-uuid"])
+                    connection.execute("INSERT OR IGNORE INTO former VALUES (?, ?)", former)
+                self._update(connection, one.row, one.data)
+        self._cache.update((one.row.loaded.id, one.row) for one in proposed)
+
+    @contextmanager
+    def _turn(self, idents: Sequence[TableId]) -> Iterator[None]:
+        """Those who change one table in this process do it one after the other: whoever comes second would have worked in vain."""
+        with ExitStack() as held:
+            for number in sorted({hash(ident) % _TURNS for ident in idents}):
+                held.enter_context(self._turns[number])
+            yield
+
+    def _discard(self, written: Sequence[str]) -> None:
+        for location in written:
+            with suppress(IcelakeError):
+                self._storage.delete(location)
+
+    @staticmethod
+    def _forget(connection: sqlite3.Connection, ident: TableId) -> None:
+        for statement in (_FORGET, "DELETE FROM tables WHERE namespace = ? AND name = ?"):
+            connection.execute(statement, (ident.namespace, ident.name))
 
     @staticmethod
     def _insert(connection: sqlite3.Connection, kind: Kind, row: _Row, data: bytes) -> None:
@@ -531,7 +609,7 @@ class SqliteCatalog:
         try:
             parsed = table_metadata.read(data) if kind == "table" else orjson.loads(data)
         except ValueError as error:
-            raise _corrupt(self._path, f"the metadata of {table} is not a table's: {error}") from error
+            raise corrupt(self._path, f"the metadata of {table} is not a table's: {error}") from error
         row = _Row(version, LoadedTable(table, parsed, location))
         self._cache[table] = row
         return row
@@ -541,7 +619,7 @@ class SqliteCatalog:
         location = f"{folder}/{version:05d}-{self._chance.uuid()}.metadata.json"
         data = _readable(new) if readable else orjson.dumps(new)
         written.append(location)
-        self._storage.write(location, data)
+        self._storage.put(location, data)
         return _Row(version, LoadedTable(table, new, location)), data
 
     def _leases(self, connection: sqlite3.Connection) -> list[Lease]:
@@ -577,9 +655,6 @@ class SqliteCatalog:
         if base is None or location != base["location"]:
             self._check_inside(location, self.places, named(ident))
             self._check_location(connection, ident, location)
-            if base is not None and "table-uuid" in base:
-                # Files of it may be there still: nobody else's may come to be.
-                connection.execute("INSERT OR IGNORE INTO former VALUES (?, ?)", (base["location"], base["table-uuid"]))
         if base is None or location != base["location"] or new["properties"] != base["properties"]:
             for name in _PLACES:
                 if new["properties"].get(name, location).rstrip("/") != location:
@@ -604,100 +679,42 @@ class SqliteCatalog:
                 )
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                yield self._open()
-            except sqlite3.Error as error:
-                raise _translate(error, self._path) from error
-
-    @contextmanager
     def _writing(self, written: Sequence[str] = ()) -> Iterator[sqlite3.Connection]:
         """One write transaction. ``written``: files made for it, deleted when it is certain that it did not happen."""
-        with self._lock:
-            try:
-                connection = self._open()
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    connection.execute("DELETE FROM leases WHERE until <= ?", (self._clock.now(),))
-                    yield connection
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-            except Exception as error:
-                for location in written:
-                    with suppress(IcelakeError):
-                        self._storage.delete(location)
-                if isinstance(error, sqlite3.Error):
-                    raise _translate(error, self._path) from error
-                raise
-            try:
-                connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                # The commit record may be in the WAL already. The files stay, and the next call opens the database anew.
-                self.close()
-                raise CommitUnknown(
-                    "COMMIT_UNKNOWN",
-                    f"the catalog {self._path} did not say whether the commit happened",
-                    str(error),
-                    "the same commit is sent again until there is an answer",
-                ) from error
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            fresh = self._path != ":memory:" and not os.path.exists(self._path)
-            connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare(connection, fresh)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
-
-    def _prepare(self, connection: sqlite3.Connection, fresh: bool) -> None:
-        for wait in _WAL_WAITS:
-            # Turning a new database to WAL does not wait for another process that is doing the same.
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode not in _BUSY or wait is None:
-                    raise
-                self._clock.sleep(wait)
-        connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > _SCHEMA_VERSION:
-            raise Refused(
-                "CATALOG_NEWER",
-                f"the catalog {self._path} was made by a newer IceLake",
-                f"its version is {version}, this program knows {_SCHEMA_VERSION}",
-                "use the newer program",
-            )
-        if version < _SCHEMA_VERSION:
-            self._upgrade(connection)
-        if fresh:
-            # SQLite syncs the database, but its name is the folder's.
-            folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def _upgrade(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN IMMEDIATE")
         try:
-            # Another process may have been faster.
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            for number, ddl in enumerate((_DDL, _DDL_2), 1):
-                for statement in ddl.split(";\n") if version < number else ():
-                    connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {max(version, _SCHEMA_VERSION)}")
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
+            with self._database.writing() as connection:
+                connection.execute("DELETE FROM leases WHERE until <= ?", (self._clock.now(),))
+                yield connection
+        except CommitUnknown:
             raise
+        except Exception:
+            self._discard(written)
+            raise
+
+    def _started(self, connection: sqlite3.Connection) -> None:
+        """Once the machine has been started anew, metadata files may be torn or gone."""
+        boot = boot_id()
+        if boot and connection.execute("SELECT boot FROM machine").fetchall() == [(boot,)]:
+            return
+        with at_once(connection):
+            self._mend(connection)
+            connection.execute("DELETE FROM machine")
+            connection.execute("INSERT INTO machine VALUES (?)", (boot,))
+
+    def _mend(self, connection: sqlite3.Connection) -> None:
+        for kind, location, data in connection.execute("SELECT kind, metadata_location, metadata FROM tables"):
+            # Objects of a store were there for good when they were written; and other files than ours are not ours to make.
+            if "://" in canonical(location) or not _OURS.search(location) or self._whole(kind, location):
+                continue
+            self._storage.delete(location)
+            self._storage.put(location, data)
+
+    def _whole(self, kind: Kind, location: str) -> bool:
+        try:
+            (table_metadata.read if kind == "table" else view_metadata.registered)(self._storage.read(location))
+        except (Corrupt, ValueError, TypeError, KeyError, AttributeError):
+            return False
+        return True
 
 
 def _thins(metadata: Json) -> bool:
@@ -748,39 +765,10 @@ def _in_path(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-" else "_" for c in name)[:60]
 
 
-def _translate(error: sqlite3.Error, path: str) -> IcelakeError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in _BUSY:
-        return Unreachable(
-            "CATALOG_BUSY",
-            f"the catalog {path} is busy",
-            f"another process has been writing for more than {_BUSY_SECONDS:.0f} s",
-            "it is tried again; if it stays, find the process that holds it",
-        )
-    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_room(path)):
-        return Refused("DISK_FULL", f"no space for the catalog {path}", str(error), "free space where the lake is, then start again")
-    if code in _DAMAGED:
-        return _corrupt(path, str(error))
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
-        return Refused(
-            "CATALOG_DENIED",
-            f"cannot open the catalog {path}",
-            str(error),
-            "run as the user who owns the lake's folder; the folder must exist and be writable",
-        )
-    if code == sqlite3.SQLITE_IOERR:
-        return Refused("DISK_ERROR", f"cannot read or write the catalog {path}", str(error), "look at the system's log, then start again")
-    return Refused("CATALOG_ERROR", f"the catalog {path} failed", str(error), "report this with the command that was run")
-
-
-def _no_room(path: str) -> bool:
-    """SQLite reports a full disk as an I/O error where it was growing its shared memory file."""
+def boot_id() -> str:
+    """Of the machine since it was started; '' where that cannot be known."""
     try:
-        disk = os.statvfs(os.path.dirname(os.path.abspath(path)))
+        with open(_BOOT) as file:
+            return file.read().strip()
     except OSError:
-        return False
-    return disk.f_bavail * disk.f_frsize < 1 << 16
-
-
-def _corrupt(path: str, why: str) -> Corrupt:
-    return Corrupt("CATALOG_CORRUPT", f"the catalog {path} is damaged", why, "restore it from a backup; the tables' files are untouched")
+        return ""

@@ -49,31 +49,50 @@ class LocalStorage:
             try:
                 if folder not in self._known:
                     self._make(folder)
-                try:
-                    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-                except FileNotFoundError:
-                    # Somebody removed the folder since it was made.
-                    self._known.clear()
-                    self._make(folder)
-                    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                fd = self._created(path)
             except FileExistsError:
                 self._again(path, data)
                 return
             except OSError as error:
                 raise _translate(error, f"cannot write {path}") from error
-            try:
-                _write_all(fd, data)
-            except BaseException as error:
-                os.close(fd)
-                with suppress(OSError):
-                    os.unlink(path)
-                if isinstance(error, OSError):
-                    raise _translate(error, f"cannot write {path}") from error
-                raise
+            _fill(path, fd, data)
             self._files[path] = fd
             self._folders[folder] = None
             if len(self._files) > _OPEN_FILES:
                 self._sync_files()
+
+    def put(self, location: str, data: bytes) -> None:
+        path = _absolute(location)
+        folder = os.path.dirname(path)
+        try:
+            if folder not in self._known:
+                with self._lock:
+                    self._make(folder)
+            fd = self._created(path)
+        except FileExistsError:
+            with self._lock:
+                self._again(path, data)
+            return
+        except OSError as error:
+            raise _translate(error, f"cannot write {path}") from error
+        _fill(path, fd, data)
+        try:
+            os.close(fd)
+        except OSError as error:
+            # Some file systems say only now that there is no room.
+            with suppress(OSError):
+                os.unlink(path)
+            raise _translate(error, f"cannot write {path}") from error
+
+    def _created(self, path: str) -> int:
+        how = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(path, how, 0o644)
+        except FileNotFoundError:
+            # Somebody removed the folder since it was made.
+            self._known.clear()
+            self._make(os.path.dirname(path))
+            return os.open(path, how, 0o644)
 
     def flush(self) -> None:
         with self._lock:
@@ -229,6 +248,19 @@ def _absolute(location: str) -> str:
             "name the lake's folder by its absolute path",
         )
     return location.rstrip("/")
+
+
+def _fill(path: str, fd: int, data: bytes | pa.Buffer) -> None:
+    """A new file's content; the file is gone again if it does not get it."""
+    try:
+        _write_all(fd, data)
+    except BaseException as error:
+        os.close(fd)
+        with suppress(OSError):
+            os.unlink(path)
+        if isinstance(error, OSError):
+            raise _translate(error, f"cannot write {path}") from error
+        raise
 
 
 def _write_all(fd: int, data: bytes | pa.Buffer) -> None:

@@ -114,6 +114,10 @@ class S3Storage:
             self._uploads[key] = upload
             self._send(upload)
 
+    def put(self, location: str, data: bytes) -> None:
+        self.write(location, data)
+        self.flush()
+
     def flush(self) -> None:
         """Return once S3 has acknowledged everything written. Raises the first failure; call it again to send again what failed."""
         with self._changed:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from icelake.catalog import store
+from icelake.catalog import database, store
 from icelake.catalog.store import SqliteCatalog
 from icelake.errors import CommitConflict, CommitUnknown, Corrupt, NoSuchTable, Refused, Unreachable
 from icelake.model.relation import TableId
@@ -52,15 +52,12 @@ class FailingStorage(LocalStorage):
 
     fail = ""
 
-    def write(self, location: str, data: Any) -> None:
+    def put(self, location: str, data: bytes) -> None:
         if self.fail == "write":
             raise Refused("DISK_FULL", "no space")
-        super().write(location, data)
-
-    def flush(self) -> None:
-        if self.fail == "flush":
+        if self.fail == "put":
             raise Unreachable("STORAGE_UNREACHABLE", "not now")
-        super().flush()
+        super().put(location, data)
 
     def delete(self, location: str) -> None:
         if self.fail == "delete":
@@ -93,27 +90,66 @@ def files(tmp_path: Path) -> set[str]:
     return {str(path) for path in tmp_path.rglob("*.metadata.json")}
 
 
-def test_files_are_durable_before_the_pointer_moves(catalog: SqliteCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    catalog.create(ORDERS, SCHEMA, {})
-    done: list[str] = []
-    real = os.fsync
-
-    def record(fd: int) -> None:
-        done.append(os.readlink(f"/proc/self/fd/{fd}"))
-        real(fd)
-
-    monkeypatch.setattr(os, "fsync", record)
-    before = catalog.load(ORDERS)
+def test_files_are_there_before_the_pointer_moves(catalog: SqliteCatalog, tmp_path: Path) -> None:
+    before = catalog.create(ORDERS, SCHEMA, {})
     seen: list[str] = []
-    assert catalog._connection is not None
-    catalog._connection.set_trace_callback(lambda statement: seen.append(f"{statement.split()[0]} after {len(done)} syncs"))
+    assert catalog._database.writer is not None
+    catalog._database.writer.set_trace_callback(lambda statement: seen.append(f"{statement.split()[0]} with {len(files(tmp_path))} files"))
     after = catalog.commit([TableChange(ORDERS, [], TOUCH)])[0]
-    assert done == [after.metadata_location, os.path.dirname(after.metadata_location)]
-    assert seen == ["BEGIN after 0 syncs", "DELETE after 0 syncs", "SELECT after 0 syncs", "UPDATE after 2 syncs", "COMMIT after 2 syncs"]
+    done = ["BEGIN", "SAVEPOINT", "DELETE", "SELECT", "UPDATE", "RELEASE", "COMMIT"]
+    assert seen == [f"{statement} with 2 files" for statement in done]
     assert files(tmp_path) == {before.metadata_location, after.metadata_location}
 
 
-@pytest.mark.parametrize(("fail", "error"), [("write", Refused), ("flush", Unreachable)])
+@pytest.mark.parametrize("left", [None, 0, 100, "zeros"])
+def test_what_a_power_cut_took_of_a_metadata_file_is_written_anew(
+    storage: FailingStorage, clock: SteppingClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int | str | None
+) -> None:
+    """Files are not synced. On a machine that was started anew each is looked at, once."""
+    catalog = open_catalog(tmp_path, storage, clock)
+    catalog.create(ORDERS, SCHEMA, {})
+    (loaded,) = catalog.commit([TableChange(ORDERS, [], TOUCH)])
+    untouched = catalog.create(TableId("shop", "other"), SCHEMA, {})
+    file = Path(loaded.metadata_location)
+    whole = file.read_bytes()
+    file.unlink()
+    if left is not None:
+        file.write_bytes(whole[:50] + bytes(len(whole) - 50) if left == "zeros" else whole[: int(left)])
+    catalog.close()
+    torn = None if left is None else file.read_bytes()
+    assert open_catalog(tmp_path, storage, clock).load(ORDERS) == loaded
+    assert (None if not file.exists() else file.read_bytes()) == torn  # the machine is the same
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    when = os.stat(untouched.metadata_location).st_mtime_ns
+    for _ in range(2):
+        again = open_catalog(tmp_path, storage, clock)
+        assert again.load_whole(ORDERS) == loaded
+        assert file.read_bytes() == whole
+        assert os.stat(untouched.metadata_location).st_mtime_ns == when
+        again.commit([TableChange(ORDERS, [], [{"action": "remove-properties", "removals": ["none"]}])])
+        loaded, file = again.load(ORDERS), Path(again.load(ORDERS).metadata_location)
+        whole = file.read_bytes()
+        again.close()
+
+
+def test_a_registered_file_is_nobody_elses_to_write(
+    storage: FailingStorage, clock: SteppingClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = open_catalog(tmp_path, storage, clock)
+    metadata = catalog.create(ORDERS, SCHEMA, {})
+    named = tmp_path / "w" / "elsewhere" / "v3.metadata.json"
+    named.parent.mkdir()
+    named.write_bytes(Path(metadata.metadata_location).read_bytes())
+    catalog.drop(ORDERS)
+    catalog.register(ORDERS, str(named))
+    catalog.close()
+    named.write_bytes(b"torn")
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    assert list(open_catalog(tmp_path, storage, clock).tables()) == [ORDERS]
+    assert named.read_bytes() == b"torn"
+
+
+@pytest.mark.parametrize(("fail", "error"), [("write", Refused), ("put", Unreachable)])
 def test_a_file_that_cannot_be_written_fails_the_commit_and_leaves_nothing(
     catalog: SqliteCatalog, storage: FailingStorage, tmp_path: Path, fail: str, error: type[Exception]
 ) -> None:
@@ -150,7 +186,7 @@ def test_old_metadata_files_go_and_a_failing_delete_does_not_matter(
 def test_a_busy_database_is_unreachable_and_nothing_is_done(
     catalog: SqliteCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.01)
     before = catalog.create(ORDERS, SCHEMA, {})
     other = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -183,8 +219,8 @@ class FailingConnection:
 
 
 def plant(catalog: SqliteCatalog, statement: str, code: int, done: bool = False) -> None:
-    assert catalog._connection is not None
-    catalog._connection = FailingConnection(catalog._connection, statement, code, done)  # type: ignore[assignment]
+    assert catalog._database.writer is not None
+    catalog._database.writer = FailingConnection(catalog._database.writer, statement, code, done)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("done", [True, False])

@@ -32,6 +32,8 @@ class MemoryStorage:
     def write(self, location: str, data: bytes | pa.Buffer) -> None:
         self.files[location] = bytes(data)
 
+    put = write
+
     def flush(self) -> None:
         pass
 
