@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.errors import IcelakeError, NoSuchTable, ProjectError, Refused, Unreachable, UnsupportedTable
 from icelake.ingest.applier import LEFT_OUT, Applier, Progress, Settings
 from icelake.model.history import HISTORY, HistoryNote, mirror_of, owner_of
@@ -93,7 +93,15 @@ class Lakehouse:
         else:
             self._files = S3Storage(project.warehouse, project.s3)
         self._storage: Storage = plant("storage", self._files, self._point)
-        catalog = SqliteCatalog(str(lake / "catalog.db"), project.warehouse, self._storage, self._clock, self._chance)
+        secret = project.catalog.database
+        if secret is None:
+            catalog = SqlCatalog.sqlite(str(lake / "catalog.db"), project.warehouse, self._storage, self._clock, self._chance)
+        else:
+            from icelake.catalog.postgres import Postgres
+
+            catalog = SqlCatalog(
+                lambda started: Postgres(secret.reveal, started), project.warehouse, self._storage, self._clock, self._chance
+            )
         self._catalog = plant("catalog", catalog, self._point)
         self._asked: tuple[S3Keys | None, DuckDBEngine] | None = None
         self._asking = threading.Lock()

@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.errors import AlreadyExists, CommitConflict, NoSuchTable, ProjectError
 from icelake.model.relation import TableId
 from icelake.ports import Catalog, Json, LoadedTable, TableChange
@@ -283,16 +283,16 @@ def child(opener: str, program: str, *arguments: str) -> subprocess.Popen[str]:
 class TestSqliteOnDisk(CatalogConformance):
     @pytest.fixture
     def opener(self, tmp_path: Path) -> str:
-        return f"catalog = SqliteCatalog({str(tmp_path / 'c.db')!r}, {str(tmp_path / 'w')!r}, LocalStorage(), WallClock(), CHANCE)"
+        return f"catalog = SqlCatalog.sqlite({str(tmp_path / 'c.db')!r}, {str(tmp_path / 'w')!r}, LocalStorage(), WallClock(), CHANCE)"
 
     @pytest.fixture
     def catalog(self, tmp_path: Path) -> Iterator[Catalog]:
-        catalog = SqliteCatalog(str(tmp_path / "c.db"), str(tmp_path / "w"), LocalStorage(), WallClock(), CHANCE)
+        catalog = SqlCatalog.sqlite(str(tmp_path / "c.db"), str(tmp_path / "w"), LocalStorage(), WallClock(), CHANCE)
         yield catalog
         catalog.close()
 
     def test_another_process_sees_each_commit(self, catalog: Catalog, pair: tuple[LoadedTable, LoadedTable], tmp_path: Path) -> None:
-        other = SqliteCatalog(str(tmp_path / "c.db"), str(tmp_path / "w"), LocalStorage(), WallClock(), CHANCE)
+        other = SqlCatalog.sqlite(str(tmp_path / "c.db"), str(tmp_path / "w"), LocalStorage(), WallClock(), CHANCE)
         for writer, reader in itertools.islice(itertools.cycle([(catalog, other), (other, catalog)]), 6):
             done = writer.commit([next_snapshot(writer.load(LEFT))])
             assert reader.load(LEFT) == done[0]

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.model.relation import TableId
 from icelake.observe.clock import SystemChance, SystemClock
 from icelake.ports import arrow_schema
@@ -122,11 +122,11 @@ def test_corrupt_key_index(mirror: Any) -> None:
 
 
 @contextmanager
-def other_writer(shell: Any) -> Iterator[tuple[SqliteCatalog, Table]]:
+def other_writer(shell: Any) -> Iterator[tuple[SqlCatalog, Table]]:
     """Another program with the catalog open, and the table of orders in its hands."""
     lake = shell.folder / "lake"
     storage, clock, chance = LocalStorage(), SystemClock(), SystemChance()
-    catalog = SqliteCatalog(str(lake / "catalog.db"), str(lake / "warehouse"), storage, clock, chance)
+    catalog = SqlCatalog.sqlite(str(lake / "catalog.db"), str(lake / "warehouse"), storage, clock, chance)
     try:
         yield catalog, Table.open(catalog.load(ORDERS), storage, clock, chance)
         storage.flush()

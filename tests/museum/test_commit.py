@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyiceberg.table import StaticTable
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.errors import CommitConflict, CommitUnknown, ForeignChange, Unreachable
 from icelake.observe.clock import SystemChance, SystemClock
 from icelake.ports import LoadedTable, TableChange, arrow_schema
@@ -261,8 +261,8 @@ def test_nessie_10062_first_appends_at_once(tmp_path: Path) -> None:
     storage, clock, chance = LocalStorage(), SystemClock(), SystemChance()
     barrier = Barrier(4)
 
-    def catalog() -> SqliteCatalog:
-        return SqliteCatalog(str(tmp_path / "c.db"), str(tmp_path / "w"), storage, clock, chance)
+    def catalog() -> SqlCatalog:
+        return SqlCatalog.sqlite(str(tmp_path / "c.db"), str(tmp_path / "w"), storage, clock, chance)
 
     def append(number: int) -> int | None:
         with closing(catalog()) as mine:

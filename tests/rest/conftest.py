@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import duckdb
+import psycopg
 import pytest
 
 from icelake.engines.duckdb import extension_file
+from icelake.stack.postgres import Postgres
 from tests.provoked import raised
 
 _CODE = re.compile(r"icelake: ([A-Z_]+)")
@@ -31,7 +34,14 @@ name = "served"
 [sources.shop]
 dsn = { env = "SHOP_DSN" }
 tables = ["public.*"]
+
+[catalog]
+guard = "warn"
 """
+"""Its clients make snapshots of which there is nothing but the metadata."""
+DATABASE = 'database = { env = "CATALOG_DSN" }\n'
+Store = Mapping[str, str]
+"""What the environment says of the catalog's database; nothing: it is SQLite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,7 @@ def serving(
     """The catalog of the project in the folder, which is made if there is none. ``killed``: within the block, by who uses it."""
     project = folder / "icelake.toml"
     if not project.exists():
-        project.write_text(PROJECT)
+        project.write_text(PROJECT + (DATABASE if "CATALOG_DSN" in environment else ""))
     command = [ICELAKE, "catalog", "serve", "-C", str(folder), "--port", "0", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
@@ -115,10 +125,36 @@ def attached(uri: str, warehouse: str) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Postgres]:
+    with Postgres(settings={"fsync": "off"}) as running:
+        yield running
+
+
+@contextmanager
+def database(running: Postgres) -> Iterator[Store]:
+    """One that is new, and gone at the end."""
+    name = f"catalog_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        connection.execute(f"create database {name}".encode())
+        yield {"CATALOG_DSN": running.dsn_of(name)}
+        connection.execute(f"drop database {name} with (force)".encode())
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """What the catalog is kept in."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    with database(request.getfixturevalue("databases")) as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    with serving(folder) as (uri, _):
+    with serving(folder, environment={**ENVIRONMENT, **store}) as (uri, _):
         yield Served(uri, folder)
 
 

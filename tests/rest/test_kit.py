@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import Lacking
 from tests.rck.kit import run
-from tests.rest.conftest import serving
+from tests.rest.conftest import ENVIRONMENT, Store, serving
 from tests.spark.conftest import java_home
 
 PROPERTIES = {"CATALOG_RCK_REQUIRES__NAMESPACE__CREATE": "true", "CATALOG_RCK_SUPPORTS__NAMES__WITH__DOT": "true"}
@@ -15,12 +15,13 @@ PLACES = ("/tmp/ns", "/tmp/newdb")
 
 
 @pytest.mark.timeout(600)
-def test_the_compatibility_kit(tmp_path: Path, lacking: Lacking) -> None:
+def test_the_compatibility_kit(store: Store, tmp_path: Path, lacking: Lacking) -> None:
     if java_home() is None:
         lacking("java", "no Java 17 or 21 in JAVA_HOME, on PATH or in /usr/lib/jvm")
     lake = tmp_path / "lake"
     lake.mkdir()
-    with serving(lake, *(word for place in (*PLACES, str(tmp_path)) for word in ("--also", place))) as (uri, _):
+    also = [word for place in (*PLACES, str(tmp_path)) for word in ("--also", place)]
+    with serving(lake, *also, environment={**ENVIRONMENT, **store}) as (uri, _):
         result = run(uri, tmp_path / "kit", PROPERTIES)
     assert result.failures == ()
     assert result.passed >= 144

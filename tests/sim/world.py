@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.errors import CommitConflict, CommitUnknown, Corrupt, IcelakeError, Refused, Unreachable, UnsupportedTable
 from icelake.model.ident import append_publication
 from icelake.model.load import Bound
@@ -194,7 +194,7 @@ class World:
         self.restarted = False
         """Whether the power was cut since a process was started."""
         self.clock = SimClock(self)
-        self.server = SqliteCatalog(":memory:", WAREHOUSE, ServerStorage(self), self.clock, SimChance(random.Random(f"server {seed}")))
+        self.server = SqlCatalog.sqlite(":memory:", WAREHOUSE, ServerStorage(self), self.clock, SimChance(random.Random(f"server {seed}")))
 
     def say(self, text: str) -> None:
         if self.trace is not None:

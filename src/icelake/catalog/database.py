@@ -1,306 +1,80 @@
-"""SQLite under the catalog: transactions that are committed together, and reading that never waits for them.
+"""What the store asks of a database: blocks that read, and blocks whose changes happen together and are durable when they end.
 
-Promises: what a writer did is durable when its block has ended without an error, or none of it happened. Writers that come while others
-wait for the disk are done in one transaction, each behind a savepoint of its own, so that one that fails takes nothing of the others, and
-one sync serves all (as group commit in PostgreSQL and in file systems). A reader sees what is durable, and nothing else.
-WAL, synchronous=FULL; several processes may use one file at once.
-Fails with ``Unreachable`` (busy; nothing done), ``CommitUnknown`` (the COMMIT itself failed), ``Refused`` DISK_FULL and others (nothing
-done), ``Corrupt`` (the file is no database, or is damaged).
+Statements are plain SQL with ``?`` for arguments, the same for each database.
 """
 
-import os
-import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from icelake.errors import CommitUnknown, Corrupt, IcelakeError, Refused, Unreachable
-from icelake.ports import Clock
-
-_BUSY_SECONDS = 10.0
-_WAL_WAITS = (0.01, 0.03, 0.1, 0.3, 1.0, None)
-"""Seconds between tries; None: the last."""
-_TOGETHER = 64
-"""Writers in one transaction."""
-_LOST = 0.05
-"""Seconds after which a writer looks whether its transaction is one that nobody commits any more."""
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-
-Upgrade = Callable[[sqlite3.Connection], None]
+from icelake.errors import CommitUnknown, Corrupt
 
 
-@dataclass(slots=True, eq=False)
-class _Transaction:
-    """One that is open, or was."""
-
-    writers: int = 0
-    ended: threading.Event = field(default_factory=threading.Event)
-    undone: Exception | None = None
-    """Why it did not happen."""
-    unknown: Exception | None = None
-    """Why nobody knows."""
-
-
-class Database:
-    """``path``: a file, or ``":memory:"``, which has one connection. ``steps``: what makes each version of the schema of the one before.
-
-    ``opened`` is called in a write transaction when a process opens the file first.
-    """
-
-    def __init__(self, path: str, steps: Sequence[str], opened: Callable[[sqlite3.Connection], None], clock: Clock) -> None:
-        self.path = path
-        self._steps = steps
-        self._opened = opened
-        self._clock = clock
-        self._writers = threading.RLock()
-        self._readers = threading.RLock()
-        self._counting = threading.Lock()
-        self._coming = 0
-        """Writers that wait for their turn."""
-        self._transaction: _Transaction | None = None
-        self._known = False
-        """Whether this process has looked what the file is."""
-        self.writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
+class Rows(Protocol):
+    """What a statement found."""
 
     @property
-    def _shared(self) -> bool:
-        return self.path == ":memory:"
+    def rowcount(self) -> int: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        with self._writers if self._shared else self._readers:
-            try:
-                yield self._read()
-            except sqlite3.Error as error:
-                raise _translate(error, self.path) from error
 
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A block whose changes happen together. What it reads may be of others that are not durable yet, and then both are or none."""
-        with self._turn():
-            transaction = self._begun()
-            connection = self._write()
-            try:
-                connection.execute("SAVEPOINT one")
-                yield connection
-                connection.execute("RELEASE one")
-            except BaseException as error:
-                self._undo(connection, transaction, error)
-                if isinstance(error, sqlite3.Error):
-                    raise _translate(error, self.path) from error
-                raise
-            finally:
-                # A writer that waits goes on in the same transaction, and commits this one's changes with its own.
-                if not self._coming or self._shared or transaction.writers >= _TOGETHER:
-                    self._commit(transaction)
-        # Whoever waited may have been interrupted.
-        while not transaction.ended.wait(_LOST):
-            with self._writers:
-                self._commit(transaction)
-        if transaction.undone is not None:
-            raise _again(transaction.undone, self.path) from transaction.undone
-        if transaction.unknown is not None:
-            raise CommitUnknown(
-                "COMMIT_UNKNOWN",
-                f"the catalog {self.path} did not say whether the commit happened",
-                str(transaction.unknown),
-                "the same commit is sent again until there is an answer",
-            ) from transaction.unknown
+class Connection(Protocol):
+    """Within a block."""
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ..., /) -> Rows: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What is to be done when a process opens the database: if it is ``due``, ``do`` in a transaction by itself, if it still is."""
+
+    due: Callable[[Connection], bool]
+    do: Callable[[Connection], None]
+
+
+class Database(Protocol):
+    """``catalog.sqlite`` and ``catalog.postgres``.
+
+    Blocks fail with ``Unreachable`` (nothing done), ``CommitUnknown`` (nobody knows), ``Corrupt`` and ``Refused`` (DISK_FULL,
+    CATALOG_DENIED, CATALOG_NEWER, CATALOG_ERROR; nothing done).
+    """
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        ...
+
+    locked: str
+    """Behind a SELECT: its rows stay as they are until the block's end, and blocks that lock them too wait."""
+    kept: str
+    """The same, but many may keep a row at once; only who locks it waits."""
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A block that sees what is durable, and waits for nobody."""
+        ...
+
+    def writing(self, *, alone: bool = False) -> AbstractContextManager[Connection]:
+        """A block whose changes happen together, all or none. ``alone``: no other such block runs meanwhile."""
+        ...
 
     def close(self) -> None:
-        """Let the file go. The next call opens it again (a ``":memory:"`` database is lost)."""
-        with self._writers, self._readers:
-            if self._transaction is not None:
-                self._commit(self._transaction)
-            self._drop()
-
-    # ------------------------------------------------------------------------------------------------------- inside
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        with self._counting:
-            self._coming += 1
-        try:
-            self._writers.acquire()
-        finally:
-            with self._counting:
-                self._coming -= 1
-        try:
-            yield
-        finally:
-            self._writers.release()
-
-    def _begun(self) -> _Transaction:
-        if self._transaction is None:
-            try:
-                self._write().execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
-                raise _translate(error, self.path) from error
-            self._transaction = _Transaction()
-        self._transaction.writers += 1
-        return self._transaction
-
-    def _undo(self, connection: sqlite3.Connection, transaction: _Transaction, error: BaseException) -> None:
-        """This writer's part; all of it where SQLite has given up the whole (a full disk)."""
-        with suppress(sqlite3.Error):
-            if connection.in_transaction:
-                connection.execute("ROLLBACK TO one")
-                connection.execute("RELEASE one")
-                return
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        transaction.undone = error if isinstance(error, Exception) else sqlite3.OperationalError("interrupted")
-        self._end(transaction)
-
-    def _commit(self, transaction: _Transaction) -> None:
-        if transaction.ended.is_set():
-            return
-        try:
-            assert self.writer is not None
-            self.writer.execute("COMMIT")
-        except sqlite3.Error as error:
-            # The commit record may be in the WAL already. The next call opens the file anew.
-            transaction.unknown = error
-            with self._readers:
-                self._drop()
-        self._end(transaction)
-
-    def _end(self, transaction: _Transaction) -> None:
-        self._transaction = None
-        transaction.ended.set()
-
-    def _drop(self) -> None:
-        for connection in (self.writer, self._reader):
-            if connection is not None:
-                connection.close()
-        self.writer = self._reader = None
-        self._known = False
-
-    def _write(self) -> sqlite3.Connection:
-        if self.writer is None:
-            self.writer = self._connected()
-        return self.writer
-
-    def _read(self) -> sqlite3.Connection:
-        if self._shared:
-            return self._write()
-        if self._reader is None:
-            self._reader = self._connected()
-        return self._reader
-
-    def _connected(self) -> sqlite3.Connection:
-        new = not self._shared and not os.path.exists(self.path)
-        try:
-            connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare(connection, new)
-            except BaseException:
-                connection.close()
-                raise
-        except sqlite3.Error as error:
-            raise _translate(error, self.path) from error
-        return connection
-
-    def _prepare(self, connection: sqlite3.Connection, new: bool) -> None:
-        for wait in _WAL_WAITS:
-            # Turning a new database to WAL does not wait for another process that is doing the same.
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode not in _BUSY or wait is None:
-                    raise
-                self._clock.sleep(wait)
-        connection.execute("PRAGMA synchronous = FULL")
-        if self._known:
-            return
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(self._steps):
-            raise Refused(
-                "CATALOG_NEWER",
-                f"the catalog {self.path} was made by a newer IceLake",
-                f"its version is {version}, this program knows {len(self._steps)}",
-                "use the newer program",
-            )
-        if version < len(self._steps):
-            self._upgrade(connection)
-        self._opened(connection)
-        if new:
-            # SQLite syncs the database, but its name is the folder's.
-            folder = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        self._known = True
-
-    def _upgrade(self, connection: sqlite3.Connection) -> None:
-        with at_once(connection):
-            # Another process may have been faster.
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            for number, step in enumerate(self._steps, 1):
-                for statement in step.split(";\n") if version < number else ():
-                    connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {max(version, len(self._steps))}")
+        """Let the database go; the next block opens it again."""
+        ...
 
 
-@contextmanager
-def at_once(connection: sqlite3.Connection) -> Iterator[None]:
-    """A transaction by itself."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+def unknown(where: str, error: Exception) -> CommitUnknown:
+    """A COMMIT without an answer."""
+    return CommitUnknown(
+        "COMMIT_UNKNOWN",
+        f"the catalog {where} did not say whether the commit happened",
+        str(error),
+        "the same commit is sent again until there is an answer",
+    )
 
 
-def _again(error: Exception, path: str) -> IcelakeError:
-    """What undid a transaction, for another writer of it."""
-    if isinstance(error, sqlite3.Error):
-        return _translate(error, path)
-    return Unreachable("CATALOG_BUSY", f"the catalog {path} gave up a transaction", str(error), "it is tried again")
-
-
-def _translate(error: sqlite3.Error, path: str) -> IcelakeError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in _BUSY:
-        return Unreachable(
-            "CATALOG_BUSY",
-            f"the catalog {path} is busy",
-            f"another process has been writing for more than {_BUSY_SECONDS:.0f} s",
-            "it is tried again; if it stays, find the process that holds it",
-        )
-    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _no_room(path)):
-        return Refused("DISK_FULL", f"no space for the catalog {path}", str(error), "free space where the lake is, then start again")
-    if code in _DAMAGED:
-        return corrupt(path, str(error))
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
-        return Refused(
-            "CATALOG_DENIED",
-            f"cannot open the catalog {path}",
-            str(error),
-            "run as the user who owns the lake's folder; the folder must exist and be writable",
-        )
-    if code == sqlite3.SQLITE_IOERR:
-        return Refused("DISK_ERROR", f"cannot read or write the catalog {path}", str(error), "look at the system's log, then start again")
-    return Refused("CATALOG_ERROR", f"the catalog {path} failed", str(error), "report this with the command that was run")
-
-
-def _no_room(path: str) -> bool:
-    """SQLite reports a full disk as an I/O error where it was growing its shared memory file."""
-    try:
-        disk = os.statvfs(os.path.dirname(os.path.abspath(path)))
-    except OSError:
-        return False
-    return disk.f_bavail * disk.f_frsize < 1 << 16
-
-
-def corrupt(path: str, why: str) -> Corrupt:
+def corrupt(where: str, why: str) -> Corrupt:
     """A catalog that cannot be believed."""
-    return Corrupt("CATALOG_CORRUPT", f"the catalog {path} is damaged", why, "restore it from a backup; the tables' files are untouched")
+    return Corrupt("CATALOG_CORRUPT", f"the catalog {where} is damaged", why, "restore it from a backup; the tables' files are untouched")

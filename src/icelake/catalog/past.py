@@ -8,16 +8,16 @@ too: its table is then not found. Every change is refused (``READ_ONLY``).
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from icelake.catalog.store import LEVEL, Kind, SqliteCatalog, named, shown
+from icelake.catalog.store import LEVEL, Kind, SqlCatalog, named, shown
 from icelake.errors import NoSuchTable, Refused
 from icelake.model.relation import TableId
 from icelake.ports import Json, LoadedTable
 
 
 class Past:
-    """The reading half of ``SqliteCatalog`` over some tables, each at a snapshot."""
+    """The reading half of ``SqlCatalog`` over some tables, each at a snapshot."""
 
-    def __init__(self, store: SqliteCatalog, snapshots: Mapping[TableId, int], called: str) -> None:
+    def __init__(self, store: SqlCatalog, snapshots: Mapping[TableId, int], called: str) -> None:
         self._store = store
         self._snapshots = snapshots
         self._called = called

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from icelake.catalog.fresh import fresh
 from icelake.catalog.metadata import VERSIONS, bad, bounded, list_of, new_table, object_of, text_of, understood
 from icelake.catalog.past import Past
-from icelake.catalog.store import LEVEL, RESERVED, Kind, SqliteCatalog, owned
+from icelake.catalog.store import LEVEL, RESERVED, Kind, SqlCatalog, owned
 from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, IcelakeError, ProjectError, Refused, Unreachable
 from icelake.model.ident import CONTROL_NAMESPACE
 from icelake.model.relation import TableId
@@ -89,7 +89,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def app(store: SqliteCatalog, hosts: Collection[str], at: At) -> ASGIApp:
+def app(store: SqlCatalog, hosts: Collection[str], at: At) -> ASGIApp:
     """The ASGI application.
 
     ``hosts``: the names it is asked by; a web page that has its own name lead here asks by that. ``at``: see ``At``.
@@ -286,13 +286,13 @@ def _route(method: str, path: str) -> tuple[str, str, dict[str, str]]:
 class _Api:
     """One method a route of the specification, by its operation's name."""
 
-    def __init__(self, store: SqliteCatalog | Past, at: At) -> None:
+    def __init__(self, store: SqlCatalog | Past, at: At) -> None:
         self._store = store
         self._at = at
 
     def past(self, warehouse: str) -> "_Api":
         """The same of a point in time."""
-        if not isinstance(self._store, SqliteCatalog):
+        if not isinstance(self._store, SqlCatalog):
             raise bad("config", "a point in time has no points in time of its own")
         point = warehouse.removeprefix(_PAST)
         return _Api(Past(self._store, self._at(point.removeprefix("cut:")), point), self._at)

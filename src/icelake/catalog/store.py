@@ -10,7 +10,6 @@ Fails with ``CommitConflict`` (nothing done), and as ``catalog.database`` does.
 """
 
 import re
-import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +20,8 @@ import orjson
 
 from icelake.catalog import metadata as table_metadata
 from icelake.catalog import views as view_metadata
-from icelake.catalog.database import Database, at_once, corrupt
+from icelake.catalog.database import Connection, Database, Started, corrupt
+from icelake.catalog.sqlite import Sqlite
 from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, Corrupt, IcelakeError, NoSuchTable, ProjectError
 from icelake.model.location import canonical
 from icelake.model.relation import TableId
@@ -41,41 +41,6 @@ METADATA_PATH = "write.metadata.path"
 _PLACES = ("write.data.path", METADATA_PATH, "write.object-storage.path", "write.folder-storage.path")
 """Properties that say where engines put a table's files."""
 
-_DDL = """
-CREATE TABLE IF NOT EXISTS tables (
-    namespace TEXT NOT NULL,
-    name TEXT NOT NULL,
-    uuid TEXT NOT NULL UNIQUE,
-    version INTEGER NOT NULL,
-    location TEXT NOT NULL UNIQUE,
-    metadata_location TEXT NOT NULL UNIQUE,
-    metadata BLOB NOT NULL,
-    PRIMARY KEY (namespace, name)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS leases (
-    id TEXT PRIMARY KEY,
-    holder TEXT NOT NULL,
-    until REAL NOT NULL,
-    snapshots BLOB NOT NULL
-) WITHOUT ROWID;
-"""
-_DDL_2 = """
-CREATE TABLE namespaces (
-    name TEXT PRIMARY KEY,
-    properties BLOB NOT NULL
-) WITHOUT ROWID;
-ALTER TABLE tables ADD COLUMN kind TEXT NOT NULL DEFAULT 'table';
-INSERT INTO namespaces SELECT DISTINCT namespace, CAST('{}' AS BLOB) FROM tables;
-CREATE TABLE former (
-    location TEXT NOT NULL,
-    uuid TEXT NOT NULL,
-    PRIMARY KEY (location, uuid)
-) WITHOUT ROWID;
-"""
-"""Namespaces have properties, and may be empty; views are where tables are, because they share their names; where a table was before it was
-moved there may still be files of it."""
-_DDL_3 = "CREATE TABLE machine (boot TEXT NOT NULL)"
-"""Since when the machine has been running that last looked after the metadata files."""
 _OURS: Final = re.compile(r"/\d{5,}-[0-9a-f-]{36}\.metadata\.json$")
 _FORGET = "DELETE FROM former WHERE uuid = (SELECT uuid FROM tables WHERE namespace = ? AND name = ?)"
 _BOOT = "/proc/sys/kernel/random/boot_id"
@@ -108,14 +73,13 @@ class Guard(Protocol):
         ...
 
 
-class SqliteCatalog:
-    """``ports.Catalog``. ``path`` is the database file, or ``":memory:"``; ``warehouse`` the location new tables go below."""
+class SqlCatalog:
+    """``ports.Catalog``. ``warehouse``: the location new tables go below; ``database``: made of what is to be done when it is opened."""
 
-    def __init__(self, path: str, warehouse: str, storage: Storage, clock: Clock, chance: Chance) -> None:
+    def __init__(self, database: Callable[[Started], Database], warehouse: str, storage: Storage, clock: Clock, chance: Chance) -> None:
         self.places = [warehouse]
         """Folders below which tables and views may be; new ones are in the first."""
-        self._path = path
-        self._database = Database(path, (_DDL, _DDL_2, _DDL_3), self._started, clock)
+        self._database = database(Started(self._new_machine, self._look_after))
         self._warehouse = warehouse.rstrip("/")
         self._storage = storage
         self._clock = clock
@@ -124,6 +88,11 @@ class SqliteCatalog:
         self._cache: dict[TableId, _Row] = {}
         self.guard: Guard | None = None
         """What looks at the snapshots of ``commit_foreign``."""
+
+    @staticmethod
+    def sqlite(path: str, warehouse: str, storage: Storage, clock: Clock, chance: Chance) -> "SqlCatalog":
+        """In a file of SQLite's, or ``":memory:"``."""
+        return SqlCatalog(lambda started: Sqlite(path, started, clock), warehouse, storage, clock, chance)
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -183,7 +152,9 @@ class SqliteCatalog:
             parent, nested, _ = name.rpartition(LEVEL)
             if nested:
                 self._namespace(connection, parent)
-            made = connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (name, orjson.dumps(dict(properties)))).rowcount
+            made = connection.execute(
+                "INSERT INTO namespaces VALUES (?, ?) ON CONFLICT DO NOTHING", (name, orjson.dumps(dict(properties)))
+            ).rowcount
             if not made:
                 raise AlreadyExists("NAMESPACE_EXISTS", f"Namespace already exists: {shown(name)}")
 
@@ -215,10 +186,11 @@ class SqliteCatalog:
         until = self._clock.now() + seconds
         lease = Lease(self._chance.uuid(), holder, until, dict(snapshots))
         held = orjson.dumps([[table.namespace, table.name, snapshot] for table, snapshot in snapshots.items()])
-        with self._writing() as connection:
-            for table, snapshot in snapshots.items():
+        with self._writing(alone=False) as connection:
+            connection.execute("DELETE FROM leases WHERE until <= ?", (self._clock.now(),))
+            for table, snapshot in sorted(snapshots.items()):
                 try:
-                    known = self._row(connection, table).loaded.metadata["snapshots"]
+                    known = self._row(connection, table, lock=self._database.kept).loaded.metadata["snapshots"]
                 except NoSuchTable as error:
                     raise CommitConflict("SNAPSHOT_GONE", f"{table} is gone") from error
                 if not any(one["snapshot-id"] == snapshot for one in known):
@@ -227,7 +199,7 @@ class SqliteCatalog:
         return lease
 
     def release(self, lease_id: str) -> None:
-        with self._writing() as connection:
+        with self._writing(alone=False) as connection:
             connection.execute("DELETE FROM leases WHERE id = ?", (lease_id,))
 
     def leases(self) -> Sequence[Lease]:
@@ -336,7 +308,7 @@ class SqliteCatalog:
     ) -> LoadedTable:
         """Put a table or view into the catalog. ``at``: its metadata is there already; ``anywhere``: its namespace is made if need be."""
 
-        def check(connection: sqlite3.Connection) -> None:
+        def check(connection: Connection) -> None:
             if not anywhere:
                 self._namespace(connection, ident.namespace)
             self._check_name(connection, ident, kind, instead=overwrite)
@@ -351,11 +323,13 @@ class SqliteCatalog:
         else:
             row, data = _Row(0, LoadedTable(ident, new, at)), _readable(new)
         with self._writing(written) as connection:
-            if overwrite:
-                self._check_leases(connection, ident, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
             check(connection)
+            if overwrite:
+                with suppress(NoSuchTable):
+                    self._row(connection, ident, kind, lock=self._database.locked)
+                self._check_leases(connection, ident, {snapshot["snapshot-id"] for snapshot in new["snapshots"]})
             if anywhere:
-                connection.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (ident.namespace, b"{}"))
+                connection.execute("INSERT INTO namespaces VALUES (?, ?) ON CONFLICT DO NOTHING", (ident.namespace, b"{}"))
             if overwrite:
                 self._forget(connection, ident)
             self._insert(connection, kind, row, data)
@@ -368,7 +342,7 @@ class SqliteCatalog:
         Raises NoSuchTable, and CommitConflict SNAPSHOT_LEASED if somebody reads it.
         """
         with self._writing() as connection:
-            row = self._row(connection, ident, kind)
+            row = self._row(connection, ident, kind, lock=self._database.locked)
             if kind == "table":
                 self._check_leases(connection, ident, set())
             self._forget(connection, ident)
@@ -378,7 +352,7 @@ class SqliteCatalog:
     def rename(self, ident: TableId, to: TableId, kind: Kind = "table") -> None:
         """Raises NoSuchTable (also NO_SUCH_NAMESPACE), AlreadyExists."""
         with self._writing() as connection:
-            self._row(connection, ident, kind)
+            self._row(connection, ident, kind, lock=self._database.locked)
             if kind == "table":
                 self._check_leases(connection, ident, set())
             self._namespace(connection, to.namespace)
@@ -476,7 +450,7 @@ class SqliteCatalog:
         return int(self._clock.now() * 1000)
 
     @staticmethod
-    def _namespace(connection: sqlite3.Connection, name: str) -> dict[str, str]:
+    def _namespace(connection: Connection, name: str) -> dict[str, str]:
         found = connection.execute("SELECT properties FROM namespaces WHERE name = ?", (name,)).fetchone()
         if found is None:
             raise NoSuchTable("NO_SUCH_NAMESPACE", f"Namespace does not exist: {shown(name)}", fix="make it first")
@@ -484,7 +458,7 @@ class SqliteCatalog:
         return properties
 
     @staticmethod
-    def _check_name(connection: sqlite3.Connection, ident: TableId, wanted: Kind, *, instead: bool = False) -> None:
+    def _check_name(connection: Connection, ident: TableId, wanted: Kind, *, instead: bool = False) -> None:
         """Raises AlreadyExists unless the name is free; ``instead``: one of the same kind makes room."""
         key = (ident.namespace, ident.name)
         found = connection.execute("SELECT kind FROM tables WHERE namespace = ? AND name = ?", key).fetchone()
@@ -495,7 +469,7 @@ class SqliteCatalog:
             with_same_name = "" if wanted == found[0] else " with same name"
             raise AlreadyExists(code, f"{found[0].capitalize()}{with_same_name} already exists: {named(ident)}")
 
-    def _base(self, connection: sqlite3.Connection, change: TableChange) -> _Row | None:
+    def _base(self, connection: Connection, change: TableChange) -> _Row | None:
         """What a commit changes; None if it makes the table."""
         try:
             return self._row(connection, change.id)
@@ -523,12 +497,14 @@ class SqliteCatalog:
 
     def _move(self, proposed: Sequence[_Proposed], kind: Kind, written: Sequence[str], thinned: Collection[TableId] = ()) -> None:
         """The pointers, in one transaction. ``thinned``: tables that lose snapshots. Raises _Moved where a base is not what is there."""
-        with self._writing(written) as connection:
-            for one in proposed:
+        query = f"SELECT version, metadata_location FROM tables WHERE namespace = ? AND name = ? AND kind = ?{self._database.locked}"
+        # Alone is who takes or leaves a name or a place.
+        alone = any(one.base is None or one.row.loaded.metadata["location"] != one.base.loaded.metadata["location"] for one in proposed)
+        with self._writing(written, alone=alone) as connection:
+            # In one order, or two might wait for each other.
+            for one in sorted(proposed, key=lambda one: one.row.loaded.id):
                 ident, base, new = one.row.loaded.id, one.base, one.row.loaded.metadata
-                where = (ident.namespace, ident.name, kind)
-                query = "SELECT version, metadata_location FROM tables WHERE namespace = ? AND name = ? AND kind = ?"
-                found = connection.execute(query, where).fetchone()
+                found = connection.execute(query, (ident.namespace, ident.name, kind)).fetchone()
                 if found != (None if base is None else (base.version, base.loaded.metadata_location)):
                     raise _Moved
                 if one.data is None:
@@ -545,7 +521,7 @@ class SqliteCatalog:
                 if new["location"] != base.loaded.metadata["location"] and kind == "table":
                     # Files of it may be there still: nobody else's may come to be.
                     former = (base.loaded.metadata["location"], base.loaded.metadata["table-uuid"])
-                    connection.execute("INSERT OR IGNORE INTO former VALUES (?, ?)", former)
+                    connection.execute("INSERT INTO former VALUES (?, ?) ON CONFLICT DO NOTHING", former)
                 self._update(connection, one.row, one.data)
         self._cache.update((one.row.loaded.id, one.row) for one in proposed)
 
@@ -563,39 +539,38 @@ class SqliteCatalog:
                 self._storage.delete(location)
 
     @staticmethod
-    def _forget(connection: sqlite3.Connection, ident: TableId) -> None:
+    def _forget(connection: Connection, ident: TableId) -> None:
         for statement in (_FORGET, "DELETE FROM tables WHERE namespace = ? AND name = ?"):
             connection.execute(statement, (ident.namespace, ident.name))
 
     @staticmethod
-    def _insert(connection: sqlite3.Connection, kind: Kind, row: _Row, data: bytes) -> None:
+    def _insert(connection: Connection, kind: Kind, row: _Row, data: bytes) -> None:
         loaded = row.loaded
         new = loaded.metadata
         key = (loaded.id.namespace, loaded.id.name, new["table-uuid" if kind == "table" else "view-uuid"])
-        try:
-            connection.execute(
-                "INSERT INTO tables VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*key, row.version, new["location"], loaded.metadata_location, data, kind),
-            )
-        except sqlite3.IntegrityError as error:
-            raise AlreadyExists("TABLE_EXISTS", f"this {kind} is in the catalog already, under another name", str(error)) from error
+        made = connection.execute(
+            "INSERT INTO tables VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (*key, row.version, new["location"], loaded.metadata_location, data, kind),
+        )
+        if not made.rowcount:
+            raise AlreadyExists("TABLE_EXISTS", f"this {kind} is in the catalog already, under another name", "its uuid or location is")
 
     @staticmethod
-    def _update(connection: sqlite3.Connection, row: _Row, data: bytes) -> None:
+    def _update(connection: Connection, row: _Row, data: bytes) -> None:
         loaded = row.loaded
         connection.execute(
             "UPDATE tables SET version = ?, location = ?, metadata_location = ?, metadata = ? WHERE namespace = ? AND name = ?",
             (row.version, loaded.metadata["location"], loaded.metadata_location, data, loaded.id.namespace, loaded.id.name),
         )
 
-    def _row(self, connection: sqlite3.Connection, table: TableId, kind: Kind = "table") -> _Row:
+    def _row(self, connection: Connection, table: TableId, kind: Kind = "table", *, lock: str = "") -> _Row:
         cached = self._cache.get(table)
         # Metadata locations of ours are never reused, so a known one spares reading and parsing. The file of a table that was registered is
         # somebody else's, who may write it anew.
         known = cached.loaded.metadata_location if cached and _OURS.search(cached.loaded.metadata_location) else None
         found = connection.execute(
             "SELECT version, metadata_location, CASE WHEN metadata_location = ? THEN NULL ELSE metadata END"
-            " FROM tables WHERE namespace = ? AND name = ? AND kind = ?",
+            f" FROM tables WHERE namespace = ? AND name = ? AND kind = ?{lock}",
             (known, table.namespace, table.name, kind),
         ).fetchone()
         if found is None:
@@ -609,7 +584,7 @@ class SqliteCatalog:
         try:
             parsed = table_metadata.read(data) if kind == "table" else orjson.loads(data)
         except ValueError as error:
-            raise corrupt(self._path, f"the metadata of {table} is not a table's: {error}") from error
+            raise corrupt(self._database.where, f"the metadata of {table} is not a table's: {error}") from error
         row = _Row(version, LoadedTable(table, parsed, location))
         self._cache[table] = row
         return row
@@ -622,14 +597,14 @@ class SqliteCatalog:
         self._storage.put(location, data)
         return _Row(version, LoadedTable(table, new, location)), data
 
-    def _leases(self, connection: sqlite3.Connection) -> list[Lease]:
+    def _leases(self, connection: Connection) -> list[Lease]:
         found = connection.execute("SELECT id, holder, until, snapshots FROM leases WHERE until > ? ORDER BY until", (self._clock.now(),))
         return [
             Lease(ident, holder, until, {TableId(namespace, name): snapshot for namespace, name, snapshot in orjson.loads(snapshots)})
             for ident, holder, until, snapshots in found
         ]
 
-    def _check_leases(self, connection: sqlite3.Connection, table: TableId, kept: Collection[int]) -> None:
+    def _check_leases(self, connection: Connection, table: TableId, kept: Collection[int]) -> None:
         for lease in self._leases(connection):
             if table in lease.snapshots and lease.snapshots[table] not in kept:
                 raise CommitConflict(
@@ -649,7 +624,7 @@ class SqliteCatalog:
                 "leave the location out: the catalog chooses one",
             )
 
-    def _check_place(self, connection: sqlite3.Connection, ident: TableId, new: Json, base: Json | None = None) -> None:
+    def _check_place(self, connection: Connection, ident: TableId, new: Json, base: Json | None = None) -> None:
         """The locations that metadata names are its own. Raises ProjectError CATALOG_LOCATION, AlreadyExists LOCATION_TAKEN."""
         location = new["location"]
         if base is None or location != base["location"]:
@@ -661,7 +636,7 @@ class SqliteCatalog:
                     self._check_inside(new["properties"][name], [location], name)
 
     @staticmethod
-    def _check_location(connection: sqlite3.Connection, table: TableId, location: str) -> None:
+    def _check_location(connection: Connection, table: TableId, location: str) -> None:
         where = (
             "SELECT namespace, name, location FROM tables UNION ALL "
             "SELECT namespace, name, former.location FROM former JOIN tables USING (uuid)"
@@ -679,11 +654,10 @@ class SqliteCatalog:
                 )
 
     @contextmanager
-    def _writing(self, written: Sequence[str] = ()) -> Iterator[sqlite3.Connection]:
+    def _writing(self, written: Sequence[str] = (), *, alone: bool = True) -> Iterator[Connection]:
         """One write transaction. ``written``: files made for it, deleted when it is certain that it did not happen."""
         try:
-            with self._database.writing() as connection:
-                connection.execute("DELETE FROM leases WHERE until <= ?", (self._clock.now(),))
+            with self._database.writing(alone=alone) as connection:
                 yield connection
         except CommitUnknown:
             raise
@@ -691,17 +665,18 @@ class SqliteCatalog:
             self._discard(written)
             raise
 
-    def _started(self, connection: sqlite3.Connection) -> None:
+    @staticmethod
+    def _new_machine(connection: Connection) -> bool:
         """Once the machine has been started anew, metadata files may be torn or gone."""
         boot = boot_id()
-        if boot and connection.execute("SELECT boot FROM machine").fetchall() == [(boot,)]:
-            return
-        with at_once(connection):
-            self._mend(connection)
-            connection.execute("DELETE FROM machine")
+        return not boot or connection.execute("SELECT boot FROM machine WHERE boot = ?", (boot,)).fetchone() is None
+
+    def _look_after(self, connection: Connection) -> None:
+        self._mend(connection)
+        if boot := boot_id():
             connection.execute("INSERT INTO machine VALUES (?)", (boot,))
 
-    def _mend(self, connection: sqlite3.Connection) -> None:
+    def _mend(self, connection: Connection) -> None:
         for kind, location, data in connection.execute("SELECT kind, metadata_location, metadata FROM tables"):
             # Objects of a store were there for good when they were written; and other files than ours are not ours to make.
             if "://" in canonical(location) or not _OURS.search(location) or self._whole(kind, location):

@@ -40,7 +40,7 @@ class Choice:
     """What a value the Iceberg type cannot hold becomes; ``text``: a column that can hold such values is a string."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class TableId:
     """A table in the catalog: ``namespace.name``; for mirrors these are the PostgreSQL schema and table names."""
 

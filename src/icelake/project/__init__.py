@@ -3,6 +3,7 @@
 from icelake.project.findings import Finding, findings
 from icelake.project.load import FILE, load_project
 from icelake.project.project import (
+    CatalogSettings,
     CommitSettings,
     OutOfRange,
     Project,
@@ -19,6 +20,7 @@ from icelake.project.secret import Secret
 
 __all__ = [
     "FILE",
+    "CatalogSettings",
     "CommitSettings",
     "Finding",
     "OutOfRange",

@@ -12,6 +12,7 @@ from typing import Literal
 
 from icelake.errors import ProjectError
 from icelake.project.project import Project, S3Settings
+from icelake.project.secret import Secret
 
 _LOOPBACK = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:\d+)?$")
 _PASSWORD = re.compile(r"\bpassword\s*=\s*\S|://[^/@:\s]*:[^/@\s]+@", re.IGNORECASE)
@@ -44,6 +45,8 @@ def findings(project: Project) -> list[Finding]:
         if source.dsn.kind == "file" and stat.S_IMODE(Path(source.dsn.where).stat().st_mode) & 0o077:
             what = f"others can read {source.dsn.where}"
             out.append(Finding(source.name, "warning", "SECRET_READABLE", what, f"chmod 600 {source.dsn.where}"))
+    if (database := project.catalog.database) is not None:
+        out += _reachable(database)
     if project.s3 is not None:
         out += _s3_findings(project.s3)
     place = project.lake
@@ -55,18 +58,21 @@ def findings(project: Project) -> list[Finding]:
     return out
 
 
+def _reachable(secret: Secret) -> list[Finding]:
+    """What is wrong with a secret that belongs to no source."""
+    try:
+        secret.reveal()
+    except ProjectError as error:
+        return [Finding("", "problem", error.code, error.what, error.fix)]
+    if secret.kind == "file" and stat.S_IMODE(Path(secret.where).stat().st_mode) & 0o077:
+        return [Finding("", "warning", "SECRET_READABLE", f"others can read {secret.where}", f"chmod 600 {secret.where}")]
+    return []
+
+
 def _s3_findings(s3: S3Settings) -> list[Finding]:
     out: list[Finding] = []
     for secret in (s3.access_key, s3.secret_key, s3.session_token):
-        if secret is None:
-            continue
-        try:
-            secret.reveal()
-        except ProjectError as error:
-            out.append(Finding("", "problem", error.code, error.what, error.fix))
-            continue
-        if secret.kind == "file" and stat.S_IMODE(Path(secret.where).stat().st_mode) & 0o077:
-            out.append(Finding("", "warning", "SECRET_READABLE", f"others can read {secret.where}", f"chmod 600 {secret.where}"))
+        out += _reachable(secret) if secret is not None else []
     if s3.base().startswith("http://") and not _LOOPBACK.match(s3.base()):
         what = f"the lake's files go to {s3.base()} in clear"
         out.append(Finding("", "warning", "S3_IN_CLEAR", what, "an endpoint that begins with https://"))

@@ -23,6 +23,7 @@ from icelake.model.types import parse as parse_type
 from icelake.project.lines import key_lines, line_of
 from icelake.project.project import (
     READS_V3,
+    CatalogSettings,
     CommitSettings,
     OutOfRange,
     Project,
@@ -141,6 +142,11 @@ class _Lake(_Part):
     s3: _S3 | None = None
 
 
+class _Catalog(_Part):
+    database: _Reference | None = None
+    guard: Literal["refuse", "warn"] = "refuse"
+
+
 class _Source(_Part):
     dsn: str | _Reference
     tables: Annotated[list[Pattern], Field(min_length=1)]
@@ -181,6 +187,7 @@ class _Query(_Part):
 class _File(_Part):
     project: _Project
     lake: _Lake = _Lake()
+    catalog: _Catalog = _Catalog()
     sources: Annotated[dict[Name, _Source], Field(min_length=1)]
     tables: dict[Pattern, _Table] = {}
     commit: _Commit = _Commit()
@@ -269,6 +276,10 @@ def _project(writing: _Writing, checked: _File, profile: str | None) -> Project:
         lake=lake,
         warehouse=checked.lake.warehouse or str(lake / "warehouse"),
         s3=_s3(writing, root, checked.lake),
+        catalog=CatalogSettings(
+            _secret(writing, root, ("catalog", "database"), checked.catalog.database) if checked.catalog.database is not None else None,
+            checked.catalog.guard,
+        ),
         sources=sources,
         tables={name: _table(writing, name, table) for name, table in checked.tables.items()},
         commit=CommitSettings(checked.commit.interval_ms, checked.commit.batch_mb),
@@ -414,6 +425,7 @@ _EXAMPLES = {
     "access_key": 'access_key = { env = "LAKE_ACCESS_KEY" } or { file = "path" }',
     "secret_key": 'secret_key = { env = "LAKE_SECRET_KEY" } or { file = "path" }',
     "session_token": 'session_token = { env = "LAKE_SESSION_TOKEN" } or { file = "path" }',
+    "database": 'database = { env = "CATALOG_DSN" } or { file = "path" }',
     "exclude": 'exclude = ["public.audit"]',
     "readers": 'readers = ["duckdb", "spark"]',
     "partition": 'partition = ["day(placed_at)", "bucket(16, customer_id)"]',
@@ -448,6 +460,7 @@ def _keys(path: tuple[str, ...]) -> list[str]:
     parts: dict[str, type[BaseModel]] = {
         "project": _Project,
         "lake": _Lake,
+        "catalog": _Catalog,
         "sources": _Source,
         "tables": _Table,
         "commit": _Commit,
@@ -457,7 +470,7 @@ def _keys(path: tuple[str, ...]) -> list[str]:
     model: type[BaseModel]
     if not path:
         model = _File
-    elif len(path) == 3 and (path[-1] == "dsn" or path[:2] == ("lake", "s3")):
+    elif (len(path) == 3 and (path[-1] == "dsn" or path[:2] == ("lake", "s3"))) or path[:2] == ("catalog", "database"):
         model = _Reference
     elif len(path) == 4 and path[2] == "columns":
         model = _Column

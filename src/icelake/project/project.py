@@ -118,6 +118,17 @@ class S3Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class CatalogSettings:
+    """``database``: the DSN of the PostgreSQL it is in; None: SQLite, in the lake's folder.
+
+    ``guard``: whether what a commit over HTTP adds is refused if it would break a table, or only told of.
+    """
+
+    database: Secret | None
+    guard: Literal["refuse", "warn"]
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
     """``file`` is the icelake.toml; ``lake`` the local folder of the catalog, indexes and scratch files, absolute.
 
@@ -130,6 +141,7 @@ class Project:
     lake: Path
     warehouse: str
     s3: S3Settings | None
+    catalog: CatalogSettings
     sources: Mapping[str, SourceSettings]
     tables: Mapping[str, TableSettings]
     commit: CommitSettings

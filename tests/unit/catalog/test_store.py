@@ -1,4 +1,4 @@
-"""SqliteCatalog where the disk, the database or the machine does not play along."""
+"""SqlCatalog where the disk, the database or the machine does not play along."""
 
 import errno
 import os
@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from icelake.catalog import database, store
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog import sqlite, store
+from icelake.catalog.sqlite import Sqlite
+from icelake.catalog.store import SqlCatalog
 from icelake.errors import CommitConflict, CommitUnknown, Corrupt, NoSuchTable, Refused, Unreachable
 from icelake.model.relation import TableId
 from icelake.ports import Json, TableChange
@@ -76,27 +77,37 @@ def clock() -> SteppingClock:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path, storage: FailingStorage, clock: SteppingClock) -> Iterator[SqliteCatalog]:
+def catalog(tmp_path: Path, storage: FailingStorage, clock: SteppingClock) -> Iterator[SqlCatalog]:
     catalog = open_catalog(tmp_path, storage, clock)
     yield catalog
     catalog.close()
 
 
-def open_catalog(tmp_path: Path, storage: FailingStorage, clock: SteppingClock) -> SqliteCatalog:
-    return SqliteCatalog(str(tmp_path / "catalog.db"), str(tmp_path / "w"), storage, clock, RealChance())
+def open_catalog(tmp_path: Path, storage: FailingStorage, clock: SteppingClock) -> SqlCatalog:
+    return SqlCatalog.sqlite(str(tmp_path / "catalog.db"), str(tmp_path / "w"), storage, clock, RealChance())
+
+
+def database_of(catalog: SqlCatalog) -> Sqlite:
+    assert isinstance(catalog._database, Sqlite)
+    return catalog._database
+
+
+def writer(catalog: SqlCatalog) -> sqlite3.Connection:
+    found = database_of(catalog).writer
+    assert found is not None
+    return found
 
 
 def files(tmp_path: Path) -> set[str]:
     return {str(path) for path in tmp_path.rglob("*.metadata.json")}
 
 
-def test_files_are_there_before_the_pointer_moves(catalog: SqliteCatalog, tmp_path: Path) -> None:
+def test_files_are_there_before_the_pointer_moves(catalog: SqlCatalog, tmp_path: Path) -> None:
     before = catalog.create(ORDERS, SCHEMA, {})
     seen: list[str] = []
-    assert catalog._database.writer is not None
-    catalog._database.writer.set_trace_callback(lambda statement: seen.append(f"{statement.split()[0]} with {len(files(tmp_path))} files"))
+    writer(catalog).set_trace_callback(lambda statement: seen.append(f"{statement.split()[0]} with {len(files(tmp_path))} files"))
     after = catalog.commit([TableChange(ORDERS, [], TOUCH)])[0]
-    done = ["BEGIN", "SAVEPOINT", "DELETE", "SELECT", "UPDATE", "RELEASE", "COMMIT"]
+    done = ["BEGIN", "SAVEPOINT", "SELECT", "UPDATE", "RELEASE", "COMMIT"]
     assert seen == [f"{statement} with 2 files" for statement in done]
     assert files(tmp_path) == {before.metadata_location, after.metadata_location}
 
@@ -151,7 +162,7 @@ def test_a_registered_file_is_nobody_elses_to_write(
 
 @pytest.mark.parametrize(("fail", "error"), [("write", Refused), ("put", Unreachable)])
 def test_a_file_that_cannot_be_written_fails_the_commit_and_leaves_nothing(
-    catalog: SqliteCatalog, storage: FailingStorage, tmp_path: Path, fail: str, error: type[Exception]
+    catalog: SqlCatalog, storage: FailingStorage, tmp_path: Path, fail: str, error: type[Exception]
 ) -> None:
     catalog.create(ORDERS, SCHEMA, {})
     before, there = catalog.load(ORDERS), files(tmp_path)
@@ -167,9 +178,7 @@ def test_a_file_that_cannot_be_written_fails_the_commit_and_leaves_nothing(
     catalog.commit([TableChange(ORDERS, [], TOUCH)])
 
 
-def test_old_metadata_files_go_and_a_failing_delete_does_not_matter(
-    catalog: SqliteCatalog, storage: FailingStorage, tmp_path: Path
-) -> None:
+def test_old_metadata_files_go_and_a_failing_delete_does_not_matter(catalog: SqlCatalog, storage: FailingStorage, tmp_path: Path) -> None:
     delete = {"write.metadata.delete-after-commit.enabled": "true"}
     catalog.create(ORDERS, SCHEMA, {"write.metadata.previous-versions-max": "3", **delete})
     for _ in range(10):
@@ -183,10 +192,8 @@ def test_old_metadata_files_go_and_a_failing_delete_does_not_matter(
     assert len(files(tmp_path)) == 5
 
 
-def test_a_busy_database_is_unreachable_and_nothing_is_done(
-    catalog: SqliteCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.01)
+def test_a_busy_database_is_unreachable_and_nothing_is_done(catalog: SqlCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.01)
     before = catalog.create(ORDERS, SCHEMA, {})
     other = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -218,13 +225,13 @@ class FailingConnection:
         return getattr(self.real, name)
 
 
-def plant(catalog: SqliteCatalog, statement: str, code: int, done: bool = False) -> None:
-    assert catalog._database.writer is not None
-    catalog._database.writer = FailingConnection(catalog._database.writer, statement, code, done)  # type: ignore[assignment]
+def plant(catalog: SqlCatalog, statement: str, code: int, done: bool = False) -> None:
+    real = writer(catalog)
+    database_of(catalog).writer = FailingConnection(real, statement, code, done)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_a_failing_commit_statement_is_an_unknown_outcome_and_its_files_stay(catalog: SqliteCatalog, tmp_path: Path, done: bool) -> None:
+def test_a_failing_commit_statement_is_an_unknown_outcome_and_its_files_stay(catalog: SqlCatalog, tmp_path: Path, done: bool) -> None:
     before = catalog.create(ORDERS, SCHEMA, {})
     change = TableChange(ORDERS, [], TOUCH)
     plant(catalog, "COMMIT", sqlite3.SQLITE_IOERR, done)
@@ -247,7 +254,7 @@ def test_a_failing_commit_statement_is_an_unknown_outcome_and_its_files_stay(cat
     ],
 )
 def test_an_error_before_commit_means_nothing_was_done(
-    catalog: SqliteCatalog, tmp_path: Path, code: int, error: type[Refused], name: str
+    catalog: SqlCatalog, tmp_path: Path, code: int, error: type[Refused], name: str
 ) -> None:
     before = catalog.create(ORDERS, SCHEMA, {})
     plant(catalog, "UPDATE", code)
@@ -258,7 +265,7 @@ def test_an_error_before_commit_means_nothing_was_done(
     assert catalog.load(ORDERS) == before
 
 
-def test_a_file_that_is_no_database_is_corrupt(catalog: SqliteCatalog, tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_corrupt(catalog: SqlCatalog, tmp_path: Path) -> None:
     (tmp_path / "catalog.db").write_bytes(b"not a database, surely" * 100)
     with pytest.raises(Corrupt):
         catalog.tables()
@@ -267,7 +274,7 @@ def test_a_file_that_is_no_database_is_corrupt(catalog: SqliteCatalog, tmp_path:
     assert files(tmp_path) == set()
 
 
-def test_a_catalog_that_lost_a_table_of_its_own_is_refused(catalog: SqliteCatalog, tmp_path: Path) -> None:
+def test_a_catalog_that_lost_a_table_of_its_own_is_refused(catalog: SqlCatalog, tmp_path: Path) -> None:
     catalog.create(ORDERS, SCHEMA, {})
     with closing(sqlite3.connect(tmp_path / "catalog.db")) as somebody:
         somebody.execute("DROP TABLE tables")
@@ -275,7 +282,7 @@ def test_a_catalog_that_lost_a_table_of_its_own_is_refused(catalog: SqliteCatalo
         catalog.load(ORDERS)
 
 
-def test_a_newer_catalog_is_refused(catalog: SqliteCatalog, tmp_path: Path) -> None:
+def test_a_newer_catalog_is_refused(catalog: SqlCatalog, tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "catalog.db")
     connection.execute("PRAGMA user_version = 99")
     connection.close()
@@ -286,11 +293,11 @@ def test_a_newer_catalog_is_refused(catalog: SqliteCatalog, tmp_path: Path) -> N
 
 def test_a_folder_that_is_not_there_is_refused(storage: FailingStorage, clock: SteppingClock, tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
-        SqliteCatalog(str(tmp_path / "no" / "c.db"), "/w", storage, clock, RealChance()).tables()
+        SqlCatalog.sqlite(str(tmp_path / "no" / "c.db"), "/w", storage, clock, RealChance()).tables()
     assert caught.value.code == "CATALOG_DENIED"
 
 
-def test_leases_end_by_themselves(catalog: SqliteCatalog, clock: SteppingClock, tmp_path: Path, storage: FailingStorage) -> None:
+def test_leases_end_by_themselves(catalog: SqlCatalog, clock: SteppingClock, tmp_path: Path, storage: FailingStorage) -> None:
     made = catalog.create(ORDERS, SCHEMA, {})
     catalog.commit([TableChange(ORDERS, [], snapshots(made.metadata, 1, 2))])
     lease = catalog.lease("query, pid 7", {ORDERS: 1}, 60)
@@ -324,7 +331,7 @@ def snapshots(metadata: Json, *idents: int) -> list[Json]:
     return [*updates, {"action": "set-snapshot-ref", "ref-name": "main", "type": "branch", "snapshot-id": idents[-1]}]
 
 
-def test_an_unchanged_table_is_not_parsed_again(catalog: SqliteCatalog) -> None:
+def test_an_unchanged_table_is_not_parsed_again(catalog: SqlCatalog) -> None:
     catalog.create(ORDERS, SCHEMA, {})
     assert catalog.load(ORDERS).metadata is catalog.load(ORDERS).metadata
     with pytest.raises(NoSuchTable):
@@ -332,7 +339,7 @@ def test_an_unchanged_table_is_not_parsed_again(catalog: SqliteCatalog) -> None:
 
 
 def test_a_catalog_in_memory(tmp_path: Path, storage: FailingStorage, clock: SteppingClock) -> None:
-    catalog = SqliteCatalog(":memory:", str(tmp_path), storage, clock, RealChance())
+    catalog = SqlCatalog.sqlite(":memory:", str(tmp_path), storage, clock, RealChance())
     made = catalog.create(ORDERS, SCHEMA, {})
     done = catalog.commit([TableChange(ORDERS, [], snapshots(made.metadata, 5))])
     assert catalog.load(ORDERS) == done[0]
@@ -355,9 +362,9 @@ def test_the_real_disk_full_message(storage: FailingStorage, clock: SteppingCloc
 
 def test_processes_that_make_the_same_catalog_at_once(tmp_path: Path) -> None:
     program = (
-        "import sys; from icelake.catalog.store import SqliteCatalog; from icelake.observe.clock import SystemChance, SystemClock;"
+        "import sys; from icelake.catalog.store import SqlCatalog; from icelake.observe.clock import SystemChance, SystemClock;"
         "from icelake.storage.local import LocalStorage;"
-        f"catalog = SqliteCatalog({str(tmp_path / 'c.db')!r}, '/w', LocalStorage(), SystemClock(), SystemChance());"
+        f"catalog = SqlCatalog.sqlite({str(tmp_path / 'c.db')!r}, '/w', LocalStorage(), SystemClock(), SystemChance());"
         "print('ready', flush=True); sys.stdin.readline(); print(list(catalog.tables()))"
     )
     makers = [subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]

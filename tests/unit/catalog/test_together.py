@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.errors import CommitConflict, CommitUnknown, IcelakeError, Refused
 from icelake.model.relation import TableId
 from icelake.ports import LoadedTable, TableChange
-from tests.unit.catalog.test_store import SCHEMA, FailingStorage, SteppingClock, files, open_catalog
+from tests.unit.catalog.test_store import SCHEMA, FailingStorage, SteppingClock, database_of, files, open_catalog, writer
 
 WRITERS = 12
 TABLES = [TableId("shop", f"t{number}") for number in range(WRITERS)]
@@ -50,7 +50,7 @@ class Gate:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[SqliteCatalog]:
+def catalog(tmp_path: Path) -> Iterator[SqlCatalog]:
     catalog = open_catalog(tmp_path, FailingStorage(), SteppingClock())
     for table in TABLES:
         catalog.create(table, SCHEMA, {})
@@ -58,31 +58,30 @@ def catalog(tmp_path: Path) -> Iterator[SqliteCatalog]:
     catalog.close()
 
 
-def gated(catalog: SqliteCatalog) -> Gate:
-    assert catalog._database.writer is not None
-    gate = Gate(catalog._database.writer)
-    catalog._database.writer = gate  # type: ignore[assignment]
+def gated(catalog: SqlCatalog) -> Gate:
+    gate = Gate(writer(catalog))
+    database_of(catalog).writer = gate  # type: ignore[assignment]
     return gate
 
 
-def touch(catalog: SqliteCatalog, table: TableId, *, conflict: bool = False) -> LoadedTable:
+def touch(catalog: SqlCatalog, table: TableId, *, conflict: bool = False) -> LoadedTable:
     requirements = [{"type": "assert-table-uuid", "uuid": "another"}] if conflict else []
     (loaded,) = catalog.commit([TableChange(table, requirements, [{"action": "set-properties", "updates": {"touched": table.name}}])])
     return loaded
 
 
-def behind(catalog: SqliteCatalog, gate: Gate, pool: ThreadPoolExecutor, work: list[Callable[[], Any]]) -> list["Future[Any]"]:
+def behind(catalog: SqlCatalog, gate: Gate, pool: ThreadPoolExecutor, work: list[Callable[[], Any]]) -> list["Future[Any]"]:
     """The first is at its COMMIT when the others come; then the disk answers."""
     done = [pool.submit(work[0])]
     assert gate.reached.wait(20)
     done += [pool.submit(one) for one in work[1:]]
-    while catalog._database._coming < len(work) - 1:
+    while database_of(catalog)._coming < len(work) - 1:
         assert not any(one.done() for one in done), [one.exception() for one in done if one.done()]
     gate.open.set()
     return done
 
 
-def test_who_waits_is_committed_together(catalog: SqliteCatalog) -> None:
+def test_who_waits_is_committed_together(catalog: SqlCatalog) -> None:
     gate = gated(catalog)
     with ThreadPoolExecutor(WRITERS) as pool:
         done = behind(catalog, gate, pool, [lambda table=table: touch(catalog, table) for table in TABLES])  # type: ignore[misc]
@@ -92,7 +91,7 @@ def test_who_waits_is_committed_together(catalog: SqliteCatalog) -> None:
         assert catalog.load(table).metadata["properties"]["touched"] == table.name
 
 
-def test_a_reader_sees_nothing_that_is_not_durable(catalog: SqliteCatalog) -> None:
+def test_a_reader_sees_nothing_that_is_not_durable(catalog: SqlCatalog) -> None:
     gate = gated(catalog)
     with ThreadPoolExecutor(WRITERS) as pool:
         first = pool.submit(touch, catalog, TABLES[0])
@@ -104,7 +103,7 @@ def test_a_reader_sees_nothing_that_is_not_durable(catalog: SqliteCatalog) -> No
     assert "touched" in catalog.load(TABLES[0]).metadata["properties"]
 
 
-def test_one_that_fails_takes_nothing_of_the_others(catalog: SqliteCatalog) -> None:
+def test_one_that_fails_takes_nothing_of_the_others(catalog: SqlCatalog) -> None:
     """Refused by what is looked at within the transaction: its location has been taken since."""
     gate = gated(catalog)
 
@@ -128,7 +127,7 @@ def test_one_that_fails_takes_nothing_of_the_others(catalog: SqliteCatalog) -> N
     assert len(list((Path(catalog.places[0]) / "one" / "place").rglob("*.json"))) == 1
 
 
-def test_a_conflict_does_not_wait_for_anybody(catalog: SqliteCatalog) -> None:
+def test_a_conflict_does_not_wait_for_anybody(catalog: SqlCatalog) -> None:
     gate = gated(catalog)
     with ThreadPoolExecutor(WRITERS) as pool:
         first = pool.submit(touch, catalog, TABLES[0])
@@ -139,7 +138,7 @@ def test_a_conflict_does_not_wait_for_anybody(catalog: SqliteCatalog) -> None:
         first.result(20)
 
 
-def test_a_full_disk_undoes_all_that_were_together(catalog: SqliteCatalog, tmp_path: Path) -> None:
+def test_a_full_disk_undoes_all_that_were_together(catalog: SqlCatalog, tmp_path: Path) -> None:
     before, there = {table: catalog.load(table) for table in TABLES}, files(tmp_path)
     gate = gated(catalog)
     gate.fail = {"UPDATE": sqlite3.SQLITE_FULL}
@@ -154,7 +153,7 @@ def test_a_full_disk_undoes_all_that_were_together(catalog: SqliteCatalog, tmp_p
     assert len(files(tmp_path)) == len(there) + len(changed)
 
 
-def test_nobody_knows_of_any_where_the_commit_fails(catalog: SqliteCatalog, tmp_path: Path) -> None:
+def test_nobody_knows_of_any_where_the_commit_fails(catalog: SqlCatalog, tmp_path: Path) -> None:
     gate = gated(catalog)
     gate.fail = {"COMMIT": sqlite3.SQLITE_IOERR}
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -168,14 +167,19 @@ def test_nobody_knows_of_any_where_the_commit_fails(catalog: SqliteCatalog, tmp_
     touch(catalog, TABLES[0])
 
 
-def test_who_waited_and_was_interrupted_keeps_nobody(catalog: SqliteCatalog) -> None:
-    """A writer that was counted and never came: the others commit by themselves."""
-    catalog._database._coming += 1
-    touch(catalog, TABLES[0])
+def test_who_was_to_come_and_was_interrupted_keeps_nobody(catalog: SqlCatalog) -> None:
+    database = database_of(catalog)
+    database._coming += 1
+    with ThreadPoolExecutor(1) as pool:
+        left = pool.submit(touch, catalog, TABLES[0])
+        while database._transaction is None:
+            assert not left.done()
+        database._coming -= 1
+        left.result(20)
     assert catalog.load(TABLES[0]).metadata["properties"]["touched"] == "t0"
 
 
-def test_a_commit_is_made_again_where_another_process_was_faster(catalog: SqliteCatalog, tmp_path: Path) -> None:
+def test_a_commit_is_made_again_where_another_process_was_faster(catalog: SqlCatalog, tmp_path: Path) -> None:
     """Between what a commit was made of and its transaction. What it requires is looked at again."""
     other = open_catalog(tmp_path, FailingStorage(), SteppingClock())
     there, real = len(files(tmp_path)), catalog._move

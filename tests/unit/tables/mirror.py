@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.errors import Corrupt
 from icelake.model.layout import Layout
 from icelake.model.relation import Column, Relation
@@ -120,7 +120,7 @@ class Mirror:
         self.storage: Any = storage or MemoryStorage()
         self.clock = TestClock()
         self.chance = SeededChance(seed)
-        self.catalog = SqliteCatalog(":memory:", warehouse, self.storage, self.clock, self.chance)
+        self.catalog = SqlCatalog.sqlite(":memory:", warehouse, self.storage, self.clock, self.chance)
         layout, schema = layout or Layout(), iceberg_schema(shape)
         assert layout.misfit(shape) is None
         self.catalog.create(

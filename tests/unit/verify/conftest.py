@@ -10,7 +10,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.model.ident import control_table
 from icelake.model.marker import SOURCE, Cut, Marker
 from icelake.model.relation import Column, Relation, TableId
@@ -40,7 +40,7 @@ class Pair:
         self.storage = LocalStorage()
         self.clock = SystemClock()
         self.chance = SystemChance()
-        self.catalog = SqliteCatalog(str(folder / "catalog.db"), str(folder / "warehouse"), self.storage, self.clock, self.chance)
+        self.catalog = SqlCatalog.sqlite(str(folder / "catalog.db"), str(folder / "warehouse"), self.storage, self.clock, self.chance)
         self.scratch = folder / "scratch"
         self.scratch.mkdir()
         self.source = PostgresSource(dsn, "shop")

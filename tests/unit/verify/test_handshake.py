@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from icelake.catalog.store import SqliteCatalog
+from icelake.catalog.store import SqlCatalog
 from icelake.errors import Unreachable
 from icelake.observe.clock import SystemChance, SystemClock
 from icelake.observe.desk import SqliteDesk
@@ -38,21 +38,21 @@ def desk(tmp_path: Path) -> Iterator[Applier]:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[SqliteCatalog]:
+def catalog(tmp_path: Path) -> Iterator[SqlCatalog]:
     storage = LocalStorage()
-    made = SqliteCatalog(str(tmp_path / "catalog.db"), str(tmp_path / "warehouse"), storage, SystemClock(), SystemChance())
+    made = SqlCatalog.sqlite(str(tmp_path / "catalog.db"), str(tmp_path / "warehouse"), storage, SystemClock(), SystemChance())
     yield made
     made.close()
     storage.close()
 
 
 @pytest.fixture
-def handshake(desk: Applier, catalog: SqliteCatalog) -> AtDesk:
+def handshake(desk: Applier, catalog: SqlCatalog) -> AtDesk:
     desk.lease = catalog.lease("applier", {}, 60).id
     return AtDesk(desk, catalog, grant=0.05, hold=60, answer=0.05, poll=0.005)
 
 
-def test_an_answer_is_a_cut_and_a_lease_that_the_caller_keeps(desk: Applier, catalog: SqliteCatalog, handshake: AtDesk) -> None:
+def test_an_answer_is_a_cut_and_a_lease_that_the_caller_keeps(desk: Applier, catalog: SqlCatalog, handshake: AtDesk) -> None:
     handshake.hold()
     assert handshake.cut_at(42) == (7, desk.lease)
     handshake.withdraw()
@@ -69,7 +69,7 @@ def test_an_applier_that_does_not_hold_is_an_error_and_the_request_is_taken_back
     assert desk.hold_wanted() is None
 
 
-def test_the_lease_of_an_answer_that_comes_too_late_is_let_go(desk: Applier, catalog: SqliteCatalog, handshake: AtDesk) -> None:
+def test_the_lease_of_an_answer_that_comes_too_late_is_let_go(desk: Applier, catalog: SqlCatalog, handshake: AtDesk) -> None:
     handshake.hold()
     wanted = desk.hold_wanted()
     assert wanted is not None
