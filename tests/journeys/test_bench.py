@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from icelake import bench
-from icelake.bench import commit, peers, read
+from icelake.bench import catalog, commit, peers, read
 from icelake.bench.workloads import WORKLOADS
 from icelake.stack import seaweedfs
+from icelake.stack.java import java_home
 from tests.conftest import Lacking
 
 
@@ -100,6 +101,24 @@ def test_peers_apply_what_we_apply_and_are_compared_with_the_source(monkeypatch:
         beside = next(one for one in result["figures"] if one["what"] == f"peers.{part} per CPU second" and one["against"] == duckdb.what)
         assert beside["ratio"] == pytest.approx(beside["value"] / theirs, rel=0.01)
         assert figures[f"{part}, peak memory: IceLake"]["value"] > 50
+
+
+def test_commits_over_http_are_acknowledged_by_ours_and_by_the_reference(monkeypatch: pytest.MonkeyPatch, lacking: Lacking) -> None:
+    if java_home() is None:
+        lacking("java", "no Java 17 or 21 in JAVA_HOME, on PATH or in /usr/lib/jvm")
+    monkeypatch.setattr(catalog, "TABLES", 10)
+    monkeypatch.setattr(catalog, "SNAPSHOTS", 100)
+    result = bench.run("catalog", 12, lambda _: None, pairs=1)
+    assert result["verified"]
+    assert result["commits"] == 2 * (12 + 60)
+    figures = {figure["what"]: figure for figure in result["figures"]}
+    for what in ("catalog.one_table", "catalog.hundred_tables"):
+        theirs = figures[f"{what}: the reference"]["value"]
+        assert figures[what]["ratio"] == pytest.approx(figures[what]["value"] / theirs, abs=0.002)
+        assert len(figures[what]["pairs"]) == 1
+        assert 0 < figures[f"{what}, a commit's p50"]["value"] <= figures[f"{what}, a commit's p99"]["value"]
+    assert figures["catalog.hundred_tables, conflicts a commit"]["value"] == 0
+    assert figures["catalog.load_ms"]["value"] > 0
 
 
 def test_what_differs_from_the_source_is_counted() -> None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.rck.fixture import fixture
+from icelake.stack.iceberg_rest import iceberg_rest
 from tests.rck.kit import run
 
 
@@ -31,7 +31,7 @@ def main() -> int:
     properties = dict(pair.split("=", 1) for pair in arguments.set)
     with ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rck-")))
-        uri = arguments.uri or stack.enter_context(fixture(folder / "fixture"))
+        uri = arguments.uri or stack.enter_context(iceberg_rest(folder / "fixture"))
         environment = {f"CATALOG_{name.upper().replace('-', '__').replace('.', '_')}": value for name, value in properties.items()}
         result = run(uri, folder, environment, only=arguments.only, seconds=arguments.seconds)
     print(json.dumps(asdict(result), indent=1, ensure_ascii=False))

@@ -5,7 +5,7 @@ name. ``folder`` keeps what JUnit reports (``open-test-report.xml``) and all tha
 namespaces ns, newdb, ns1, ns2 and other_ns before each test, so it refuses a catalog that has one of them when it starts, and leaves what
 its last test made: each run needs a new catalog, and new folders below it. It gives some tables locations in /tmp/newdb and /tmp/ns and
 some views locations in ``folder``, where it and the catalog must be able to write; runs of one environment take turns, and what was not
-in /tmp before is removed. Fails with ``RuntimeError`` if no test ran, else as ``java`` does.
+in /tmp before is removed. Fails with ``RuntimeError`` if no test ran, else as ``icelake.stack.java`` does.
 """
 
 import os
@@ -22,9 +22,10 @@ from types import MappingProxyType
 from xml.etree.ElementTree import Element, XMLPullParser
 
 from icelake.errors import Unreachable
+from icelake.stack.iceberg_rest import LOCK
+from icelake.stack.java import command
 from icelake.stack.maven import alone
 from icelake.stack.supervisor import Supervisor
-from tests.rck.java import command
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -82,7 +83,7 @@ def run(uri: str, folder: Path, environment: Mapping[str, str] = NOTHING, *, onl
         *(f"--select-class={name}" for name in _CLASSES),
         *([f"--include-methodname=.*(?:{only}).*"] if only else []),
     ]
-    argv = command("org.junit.platform.console.ConsoleLauncher", *words, folder=folder, options=_JVM)
+    argv = command(LOCK, "org.junit.platform.console.ConsoleLauncher", *words, folder=folder, options=_JVM)
     with alone(Path(sys.prefix) / "rck"), ExitStack() as after, Supervisor() as java:
         for path in _STRAYS:
             if not path.exists():

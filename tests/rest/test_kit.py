@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from icelake.stack.java import java_home
 from tests.conftest import Lacking
 from tests.rck.kit import run
 from tests.rest.conftest import ENVIRONMENT, Store, serving
-from tests.spark.conftest import java_home
 
 PROPERTIES = {"CATALOG_RCK_REQUIRES__NAMESPACE__CREATE": "true", "CATALOG_RCK_SUPPORTS__NAMES__WITH__DOT": "true"}
 PLACES = ("/tmp/ns", "/tmp/newdb")

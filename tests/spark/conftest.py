@@ -7,9 +7,6 @@ start on 25) with its vector module. What is absent is for ``lacking`` to judge;
 
 import importlib
 import os
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,28 +16,11 @@ from typing import Any
 import pytest
 
 from icelake.errors import ProjectError, Unreachable
+from icelake.stack.java import VERSIONS, java_home
 from icelake.stack.maven import fetched, locked
 from tests.conftest import Lacking
 
-JAVA = (17, 21)
 LOCK = Path(__file__).with_name("jgo.lock.toml")
-
-
-def java_home() -> Path | None:
-    """The first of JAVA_HOME, ``java`` on PATH and /usr/lib/jvm that Spark runs on."""
-    places = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
-    if on_path := shutil.which("java"):
-        places.append(Path(on_path).resolve().parent.parent)
-    places += sorted(Path("/usr/lib/jvm").glob("*"))
-    for place in places:
-        java = place / "bin" / "java"
-        if not os.access(java, os.X_OK):
-            continue
-        said = subprocess.run([java, "-XX:-UsePerfData", "--add-modules=jdk.incubator.vector", "-version"], capture_output=True, text=True)
-        version = re.search(r'version "(\d+)', said.stderr)
-        if said.returncode == 0 and version and int(version[1]) in JAVA:
-            return place
-    return None
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +28,7 @@ def spark(lacking: Lacking) -> Iterator[Any]:
     """A ``pyspark.sql.SparkSession`` with Iceberg in UTC, no catalog configured."""
     home = java_home()
     if home is None:
-        lacking("spark", f"no Java {' or '.join(map(str, JAVA))} in JAVA_HOME, on PATH or in /usr/lib/jvm")
+        lacking("spark", f"no Java {' or '.join(map(str, VERSIONS))} in JAVA_HOME, on PATH or in /usr/lib/jvm")
     try:
         pyspark = importlib.import_module("pyspark.sql")
     except ImportError as error:

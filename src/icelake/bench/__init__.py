@@ -24,6 +24,7 @@ BENCHES = {
     "startup": "the first sync on a machine, whose kernels are not compiled, against those that come after it",
     "freshness": "the age of what a fresh query answers while 2,000 rows a second change in eight tables",
     "peers": "the same changes by turns applied by IceLake, DuckDB, PyIceberg and dlt, each installed for the occasion",
+    "catalog": "eight writers that append over HTTP to one table and to a hundred, against the Iceberg project's REST server (needs Java)",
     "soak": "a commit a second for as long as you like: commit time, metadata size and read time of each tenth of the run",
 }
 """Name -> what it measures. A benchmark is the module of its name here, with ``run(variant, size, pairs, note) -> figures``."""

@@ -28,16 +28,26 @@ class Locked:
     version: str
     sha256: str
     packaging: str = "jar"
+    classifier: str = ""
+    """One of several files of that name and version; '': the plain one."""
 
     def path(self, repository: Path) -> Path:
         """Where a Maven repository keeps it."""
-        return repository.joinpath(*self.group.split("."), self.name, self.version, f"{self.name}-{self.version}.{self.packaging}")
+        which = f"-{self.classifier}" if self.classifier else ""
+        return repository.joinpath(*self.group.split("."), self.name, self.version, f"{self.name}-{self.version}{which}.{self.packaging}")
 
 
 def locked(lock: Path) -> list[Locked]:
     """What the lock file names, in its order."""
     return [
-        Locked(entry["groupId"], entry["artifactId"], entry["version"], entry["sha256"], entry.get("packaging", "jar"))
+        Locked(
+            entry["groupId"],
+            entry["artifactId"],
+            entry["version"],
+            entry["sha256"],
+            entry.get("packaging", "jar"),
+            entry.get("classifier", ""),
+        )
         for entry in tomllib.loads(lock.read_text(encoding="utf-8"))["dependencies"]
     ]
 
@@ -90,7 +100,7 @@ def _download(artifact: Locked, repository: Path) -> None:
     with _trusting_the_system():
         try:
             component = maven.MavenContext(repo_cache=repository).project(artifact.group, artifact.name).at_version(artifact.version)
-            component.artifact(packaging=artifact.packaging).resolve()
+            component.artifact(artifact.classifier, artifact.packaging).resolve()
         except (OSError, RuntimeError) as error:
             raise Unreachable("MAVEN_UNREACHABLE", what, " ".join(str(error).split()), "try again where the network allows it") from error
 
