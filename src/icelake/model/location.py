@@ -4,6 +4,8 @@ Engines write one and the same object as ``s3://``, ``s3a://`` or ``s3n://``, an
 compared in their canonical form.
 """
 
+from collections.abc import Iterable
+
 _S3 = ("s3://", "s3a://", "s3n://")
 
 
@@ -17,6 +19,15 @@ def canonical(location: str) -> str:
             location = "s3://" + location[len(scheme) :]
             break
     return location.rstrip("/")
+
+
+def below(location: str, folders: Iterable[str]) -> bool:
+    """Whether a file's location is below one of the folders, whatever is between: no part of it is empty, ``.`` or ``..``."""
+    place = canonical(location)
+    for folder in map(canonical, folders):
+        if place.startswith(f"{folder}/"):
+            return {"", ".", ".."}.isdisjoint(place[len(folder) + 1 :].split("/")) and "\0" not in place and not location.endswith("/")
+    return False
 
 
 def is_s3(location: str) -> bool:

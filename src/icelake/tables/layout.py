@@ -10,7 +10,8 @@ for a value that has no partition.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from struct import pack
+from decimal import Decimal, localcontext
+from struct import pack, unpack
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 from icelake.errors import ForeignChange, ValueOutOfContract
 from icelake.model.layout import Layout, PartitionField, SortField
 from icelake.model.types import Primitive
-from icelake.ports import Json
+from icelake.ports import Json, arrow_type
 from icelake.tables import transforms
 
 FIRST_PARTITION_FIELD = 1000
@@ -227,6 +228,38 @@ def serialized(value: Any, kind: str) -> bytes:
             return bytes(value)
     number = int.from_bytes(value, "big", signed=True)
     return number.to_bytes((number if number >= 0 else ~number).bit_length() // 8 + 1, "big", signed=True)
+
+
+def bound_value(bound: bytes, kind: str) -> Any:
+    """The inverse of ``serialized``, as something that compares like the type (``comparable``). Raises struct.error for a wrong length.
+
+    A value of before its column's type was widened has the length it had then.
+    """
+    match kind:
+        case "int" | "long":
+            return unpack("<i" if len(bound) == 4 else "<q", bound)[0]
+        case "date":
+            return unpack("<i", bound)[0]
+        case "time" | "timestamp" | "timestamptz" | "timestamp_ns" | "timestamptz_ns":
+            return unpack("<q", bound)[0]
+        case "float" | "double":
+            return unpack("<f" if len(bound) == 4 else "<d", bound)[0]
+        case "boolean":
+            return bound != b"\x00"
+    return int.from_bytes(bound, "big", signed=True) if kind.startswith("decimal") else bound
+
+
+def source_array(values: Sequence[Any], kind: str) -> "pa.Array[Any]":
+    """Values as ``bound_value`` gives them, in the column's Arrow type."""
+    arrow = arrow_type(kind)
+    if pa.types.is_decimal128(arrow):
+        with localcontext(prec=80):
+            return pa.array([Decimal(value).scaleb(-arrow.scale) for value in values], arrow)
+    if pa.types.is_string(arrow):
+        return pa.array([value.decode() for value in values], arrow)
+    if pa.types.is_temporal(arrow):
+        return pa.array(values, pa.int32() if pa.types.is_date32(arrow) else pa.int64()).view(arrow)
+    return pa.array(values, arrow)
 
 
 def comparable(value: Any, kind: str) -> Any:

@@ -9,14 +9,17 @@ does not decode or is not there. No I/O.
 
 import hashlib
 import io
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import fastavro
 import orjson
+import pyarrow as pa
 
 from icelake.errors import Corrupt, ForeignChange
 from icelake.model.types import Primitive
@@ -306,6 +309,21 @@ def decode_manifest_list(file: bytes, where: str, summary: Mapping[str, str] | N
     return header, records
 
 
+def read_manifest(file: bytes, where: str) -> tuple[dict[str, bytes], Iterator[Record]]:
+    """(header, entries as written) of a manifest of any writer and format version; the entries are decoded one after the other.
+
+    Fields are told by their ids, as the spec demands, and have the spec's names here; those of ``data_file.partition`` have their ids
+    (``"1000"``). Only what every version requires is always there.
+    """
+    return _open_container(file, _ANY_ENTRY, where)
+
+
+def read_manifest_list(file: bytes, where: str) -> tuple[dict[str, bytes], list[Record]]:
+    """(header, manifest_file records) of a manifest list of any writer and format version, likewise."""
+    header, records = _open_container(file, _ANY_LISTED, where)
+    return header, list(records)
+
+
 def inherit(manifest: Record, entries: Iterable[Record], where: str, version: int) -> Iterator[Record]:
     """Entries with everything resolved that they inherit from their manifest (spec, Sequence Number and First Row ID
     Inheritance). DELETED ones are passed on too, without a resolved first row id. Format version 2 has no row ids."""
@@ -350,28 +368,81 @@ def corrupt(where: str, why: str) -> Corrupt:
 
 _ENTRY, _LISTED = "manifest_entry", "manifest_file"
 """What the records of a container are."""
+_ANY_ENTRY, _ANY_LISTED = "any manifest_entry", "any manifest_file"
+"""The same of any writer and format version."""
+_SINCE_V1 = frozenset({0, 2, 100, 101, 102, 103, 104, 500, 501, 502})
+"""Ids of the fields that every format version requires."""
+
+
+def _of_any(fields: Sequence[Json]) -> list[Json]:
+    return [
+        field if field["field-id"] in _SINCE_V1 or isinstance(field["type"], list) else {**field, "type": ["null", field["type"]]}
+        for field in fields
+    ]
+
+
+def _entry(status: list[Json], data_file: list[Json]) -> Json:
+    return {"type": "record", "fields": [*status, _required("data_file", {"type": "record", "fields": data_file}, 2)]}
+
+
 _EXPECTED: Mapping[str, Json] = {
-    _ENTRY: {"type": "record", "fields": [*_STATUS_FIELDS, _required("data_file", {"type": "record", "fields": _DATA_FILE_FIELDS}, 2)]},
+    _ENTRY: _entry(_STATUS_FIELDS, _DATA_FILE_FIELDS),
     _LISTED: _LIST_ENTRY,
+    _ANY_ENTRY: _entry(_of_any(_STATUS_FIELDS), _of_any(_DATA_FILE_FIELDS)),
+    _ANY_LISTED: {**_LIST_ENTRY, "fields": _of_any(_LIST_ENTRY["fields"])},
 }
 _ALWAYS_THERE = frozenset({"snapshot_id", "sequence_number", "file_sequence_number", "referenced_data_file"})
-"""Fields that may be null and may not be missing."""
+"""Fields that may be null and may not be missing in what we read as our own."""
+_NAMES: Mapping[int, str] = {
+    field["field-id"]: field["name"]
+    for field in (
+        *_STATUS_FIELDS,
+        *_DATA_FILE_FIELDS,
+        *_LIST_ENTRY["fields"],
+        *_PARTITION_SUMMARY["fields"],
+        _required("data_file", None, 2),
+    )
+}
 _parsed: dict[tuple[str, bytes], Any] = {}
 _MAX_PARSED = 256
+_parsing = threading.Lock()
 
 
 def _remember(what: str, text: bytes, schema: Any) -> None:
-    if len(_parsed) >= _MAX_PARSED:
-        _parsed.pop(next(iter(_parsed)))
-    _parsed[what, text] = schema
+    with _parsing:
+        if len(_parsed) >= _MAX_PARSED:
+            _parsed.pop(next(iter(_parsed)))
+        _parsed[what, text] = schema
 
 
 def _believed(what: str, text: bytes) -> Any:
     """The schema a file says it was written with. Raises ValueError if its records are not what they should be."""
     schema = _physical(orjson.loads(text))
     _least_bytes(schema, {})
-    _check_fits(schema, _physical(_EXPECTED[what]), what)
+    anyone = what in (_ANY_ENTRY, _ANY_LISTED)
+    if anyone:
+        schema = _named(schema, _NAMES)
+    _check_fits(schema, _physical(_EXPECTED[what]), what, frozenset() if anyone else _ALWAYS_THERE)
     return fastavro.parse_schema(schema)
+
+
+def _named(kind: Any, names: Mapping[int, str] | None) -> Any:
+    """The type with its fields called as their ids say; without ``names`` they are called their ids."""
+    if isinstance(kind, list):
+        return [_named(part, names) for part in kind]
+    if not isinstance(kind, dict):
+        return kind
+    out = {key: _named(value, names) if key in ("type", "items") else value for key, value in kind.items()}
+    if kind["type"] == "record":
+        out["fields"] = [_named_field(field, names) for field in kind["fields"]]
+    return out
+
+
+def _named_field(field: Json, names: Mapping[int, str] | None) -> Json:
+    ident = field.get("field-id")
+    known = None if ident is None else str(ident) if names is None else names.get(ident)
+    inside = _named(field["type"], None if ident == 102 else names)
+    return {"name": field["name"] if known is None else known, "type": inside}
 
 
 _LEAST_BYTES = {"null": 0, "boolean": 1, "int": 1, "long": 1, "float": 4, "double": 8, "bytes": 1, "string": 1}
@@ -418,27 +489,27 @@ def _declare(kind: Json, least: int, named: dict[str, int]) -> int:
     return least
 
 
-def _check_fits(found: Any, expected: Any, what: str) -> None:
+def _check_fits(found: Any, expected: Any, what: str, always: frozenset[str]) -> None:
     """Raises ValueError unless values of the type ``found`` are such as ``expected`` has (None: a record of whatever there is)."""
     if isinstance(expected, list):
         options = found if isinstance(found, list) else [found]
         there = [option for option in options if option != "null"]
         if len(there) != 1:
             raise ValueError(f"{what} has type {found}")
-        _check_fits(there[0], expected[1], what)
+        _check_fits(there[0], expected[1], what, always)
         return
     shape: Json = found if isinstance(found, dict) else {"type": found}
     wanted: Json = expected if isinstance(expected, dict) else {"type": expected or "record"}
     if shape["type"] != wanted["type"] and {shape["type"], wanted["type"]} != {"int", "long"}:
         raise ValueError(f"{what} has type {shape['type']}")
     if wanted["type"] == "array":
-        _check_fits(shape["items"], wanted["items"], what)
+        _check_fits(shape["items"], wanted["items"], what, always)
     elif wanted["type"] == "record" and expected is not None:
         types = {field["name"]: field["type"] for field in shape["fields"]}
         for field in wanted["fields"]:
             if field["name"] in types:
-                _check_fits(types[field["name"]], field["type"], field["name"])
-            elif not isinstance(field["type"], list) or field["name"] in _ALWAYS_THERE:
+                _check_fits(types[field["name"]], field["type"], field["name"], always)
+            elif not isinstance(field["type"], list) or field["name"] in always:
                 raise ValueError(f"{what} has no {field['name']}")
 
 
@@ -463,8 +534,13 @@ def _encode_container(schema: bytes, header: Mapping[str, bytes], records: Seque
 
 
 def _decode_container(file: bytes, what: str, where: str) -> tuple[dict[str, bytes], list[Record]]:
+    header, records = _open_container(file, what, where)
+    return header, list(records)
+
+
+def _open_container(file: bytes, what: str, where: str) -> tuple[dict[str, bytes], Iterator[Record]]:
     stream = io.BytesIO(file)
-    try:
+    with _decoding(where):
         if stream.read(4) != _AVRO_MAGIC:
             raise corrupt(where, "not an Avro file")
         header: dict[str, bytes] = {}
@@ -476,34 +552,67 @@ def _decode_container(file: bytes, what: str, where: str) -> tuple[dict[str, byt
                 header[key] = _read_bytes(stream)
         sync = stream.read(16)
         text = header.pop("avro.schema")
-        codec = header.pop("avro.codec", b"null")
-        if (what, text) not in _parsed:
-            _remember(what, text, _believed(what, text))
-        schema = _parsed[what, text]
-        records: list[Record] = []
-        while stream.tell() < len(file):
+        codec = header.pop("avro.codec", b"null").decode()
+        schema = _parsed.get((what, text))
+        if schema is None:
+            schema = _believed(what, text)
+            _remember(what, text, schema)
+    return header, _records(stream, len(file), schema, codec, sync, where)
+
+
+def _records(stream: io.BytesIO, end: int, schema: Any, codec: str, sync: bytes, where: str) -> Iterator[Record]:
+    left = _MAX_BODY
+    with _decoding(where):
+        while stream.tell() < end:
             count = _read_long(stream)
             body = _read_bytes(stream)
             if stream.read(16) != sync:
                 raise corrupt(where, "an Avro block is torn")
-            if codec == b"deflate":
-                inflate = zlib.decompressobj(wbits=-15)
-                body = inflate.decompress(body, _MAX_BODY)
-                if not inflate.eof:
-                    raise corrupt(where, "an Avro block is torn or inflates to more than 1 GiB")
-            elif codec != b"null":
-                raise corrupt(where, f"its Avro codec is {codec.decode(errors='replace')}")
+            body = _inflated(body, codec, left, where)
+            left -= len(body)
             block = io.BytesIO(body)
             for _ in range(count):
                 record = fastavro.schemaless_reader(block, schema, None)
                 if not isinstance(record, dict):
                     raise corrupt(where, "its Avro records are no records")
-                records.append(record)
+                yield record
             if block.tell() != len(body):
                 raise corrupt(where, "an Avro block is longer than its records")
-    except (EOFError, LookupError, ValueError, TypeError, AttributeError, RecursionError, zlib.error, *_FROM_FASTAVRO) as error:
+
+
+def _inflated(body: bytes, codec: str, limit: int, where: str) -> bytes:
+    """The block's content, of ``limit`` bytes at most (Avro spec, Required Codecs and Optional Codecs)."""
+    match codec:
+        case "null":
+            data, whole = body, len(body) <= limit
+        case "deflate":
+            inflate = zlib.decompressobj(wbits=-15)
+            data = inflate.decompress(body, max(limit, 1))
+            whole = inflate.eof
+        case "zstandard":
+            with pa.CompressedInputStream(pa.BufferReader(body), "zstd") as stream:
+                data = stream.read(limit + 1)
+            whole = len(data) <= limit
+        case "snappy":
+            # Snappy begins with its length, and Avro puts a checksum of the content behind it.
+            size = _read_varint(io.BytesIO(body))
+            if whole := size <= limit:
+                data = pa.decompress(body[:-4], size, "snappy", asbytes=True)
+                if zlib.crc32(data).to_bytes(4, "big") != body[-4:]:
+                    raise corrupt(where, "the checksum of an Avro block does not fit")
+        case _:
+            raise corrupt(where, f"its Avro codec is {codec}")
+    if not whole:
+        raise corrupt(where, "an Avro block is torn, or the file inflates to more than 1 GiB")
+    return data
+
+
+@contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, LookupError, ValueError, TypeError, AttributeError, RecursionError, OSError, zlib.error, *_FROM_FASTAVRO) as error:
         raise corrupt(where, f"it does not decode ({type(error).__name__}: {error})") from error
-    return header, records
 
 
 _FROM_FASTAVRO = (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType)
@@ -520,6 +629,11 @@ def _long(value: int) -> bytes:
 
 
 def _read_long(stream: io.BytesIO) -> int:
+    result = _read_varint(stream)
+    return (result >> 1) ^ -(result & 1)
+
+
+def _read_varint(stream: io.BytesIO) -> int:
     shift = result = 0
     while True:
         (byte,) = stream.read(1) or (None,)
@@ -529,7 +643,7 @@ def _read_long(stream: io.BytesIO) -> int:
         if result >> 64:
             raise ValueError("an Avro number has more than 64 bits")
         if byte < 0x80:
-            return (result >> 1) ^ -(result & 1)
+            return result
         shift += 7
 
 

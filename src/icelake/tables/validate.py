@@ -7,8 +7,6 @@ holds. Fails with Corrupt ``COMMIT_INVALID``, which names the rule; nothing was 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, localcontext
-from struct import unpack
 from typing import Any, Protocol
 
 import orjson
@@ -17,9 +15,9 @@ import pyarrow.parquet as pq
 from pyroaring import BitMap64
 
 from icelake.errors import Corrupt
-from icelake.ports import Json, arrow_type
+from icelake.ports import Json
 from icelake.tables import deletion_vectors, position_deletes, transforms
-from icelake.tables.layout import BoundField, BoundLayout, Partition, comparable, raw_values
+from icelake.tables.layout import BoundField, BoundLayout, Partition, bound_value, comparable, raw_values, source_array
 from icelake.tables.manifests import (
     ADDED,
     DATA,
@@ -424,26 +422,13 @@ def _in_partition(one: BoundField, value: Any, footer: pq.FileMetaData, fields: 
     seen = [_physical(raw, kind) for chunk in chunks if chunk.has_min_max for raw in (chunk.min_raw, chunk.max_raw)]
     if value is None or not seen:
         return
-    found = transforms.apply(one.declared.transform, one.declared.width, _source_array([min(seen), max(seen)], kind))
+    found = transforms.apply(one.declared.transform, one.declared.width, source_array([min(seen), max(seen)], kind))
     partitions = [comparable(stored, one.kind) for stored in raw_values(found, one.kind)]
     if one.declared.transform != "bucket" or min(seen) == max(seen):
         _require(partitions == [comparable(value, one.kind)] * 2, "a file's rows are in its partition", where)
     else:
         assert one.declared.width is not None
         _require(0 <= value < one.declared.width, "a bucket is one of those there are", where)
-
-
-def _source_array(values: Sequence[Any], kind: str) -> "pa.Array[Any]":
-    """Statistics as ``_physical`` gives them, in the column's Arrow type."""
-    arrow = arrow_type(kind)
-    if pa.types.is_decimal128(arrow):
-        with localcontext(prec=80):
-            return pa.array([Decimal(value).scaleb(-arrow.scale) for value in values], arrow)
-    if pa.types.is_string(arrow):
-        return pa.array([value.decode() for value in values], arrow)
-    if pa.types.is_temporal(arrow):
-        return pa.array(values, pa.int32() if pa.types.is_date32(arrow) else pa.int64()).view(arrow)
-    return pa.array(values, arrow)
 
 
 def _identity(record: Record) -> tuple[str, int | None]:
@@ -468,20 +453,9 @@ def _shape(field: "pa.Field[Any]") -> tuple[Any, ...]:
 
 def _value(bound: bytes, kind: str) -> Any:
     """A serialized bound (spec, Appendix D) as something that compares like the type. Raises Corrupt for NaN."""
-    match kind:
-        case "int" | "date":
-            return unpack("<i", bound)[0]
-        case "long" | "time" | "timestamp" | "timestamptz":
-            return unpack("<q", bound)[0]
-        case "float" | "double":
-            (value,) = unpack("<f" if kind == "float" else "<d", bound)
-            _require(value == value, "NaN is no bound")
-            return value
-        case "boolean":
-            return bound != b"\x00"
-        case "string" | "binary":
-            return bound
-    return int.from_bytes(bound, "big", signed=True)
+    value = bound_value(bound, kind)
+    _require(value == value, "NaN is no bound")
+    return value
 
 
 def _physical(value: Any, kind: str) -> Any:
