@@ -119,14 +119,27 @@ class Lakehouse:
                 self._asked[1].close()
             self._asked = None
 
-    def rest(self, hosts: Collection[str], also: Sequence[str] = ()) -> "ASGIApp":
+    def rest(self, hosts: Collection[str], also: Sequence[str] = (), warn: Callable[[str], None] = print) -> "ASGIApp":
         """The catalog as a web application that speaks the Iceberg REST protocol, to whom asks for one of ``hosts``.
 
         ``also``: where tables may be, besides the warehouse. A warehouse ``lake@X`` is the lake at what ``query --at X`` is asked of.
+        ``warn`` is told what would have been refused, where the project says that it be only told.
         """
         from icelake.catalog.rest import app
+        from icelake.tables.guard import Guard
 
         self._catalog.places += also
+        guard = Guard(self._storage)
+
+        def check(base: Json | None, new: Json) -> None:
+            try:
+                guard.check(base, new)
+            except Refused as error:
+                if self.project.catalog.guard == "refuse":
+                    raise
+                warn(f"{error.what}; {error.why}")
+
+        self._catalog.guard = check
         return app(self._catalog, hosts, lambda point: self.resolve(point).snapshots)
 
     def __enter__(self) -> Self:

@@ -36,9 +36,7 @@ dsn = { env = "SHOP_DSN" }
 tables = ["public.*"]
 
 [catalog]
-guard = "warn"
 """
-"""Its clients make snapshots of which there is nothing but the metadata."""
 DATABASE = 'database = { env = "CATALOG_DSN" }\n'
 Store = Mapping[str, str]
 """What the environment says of the catalog's database; nothing: it is SQLite."""
@@ -98,12 +96,15 @@ def part(*levels: str) -> str:
 
 @contextmanager
 def serving(
-    folder: Path, *options: str, environment: Mapping[str, str] = ENVIRONMENT, killed: bool = False
+    folder: Path, *options: str, environment: Mapping[str, str] = ENVIRONMENT, killed: bool = False, guard: str = "warn"
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The catalog of the project in the folder, which is made if there is none. ``killed``: within the block, by who uses it."""
+    """The catalog of the project in the folder, which is made if there is none. ``killed``: within the block, by who uses it.
+
+    ``guard``: most clients here make snapshots of which there is nothing but the metadata.
+    """
     project = folder / "icelake.toml"
     if not project.exists():
-        project.write_text(PROJECT + (DATABASE if "CATALOG_DSN" in environment else ""))
+        project.write_text(PROJECT + (DATABASE if "CATALOG_DSN" in environment else "") + f'guard = "{guard}"\n')
     command = [ICELAKE, "catalog", "serve", "-C", str(folder), "--port", "0", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
@@ -135,10 +136,11 @@ def databases() -> Iterator[Postgres]:
 def database(running: Postgres) -> Iterator[Store]:
     """One that is new, and gone at the end."""
     name = f"catalog_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(running.dsn, autocommit=True) as connection:
-        connection.execute(f"create database {name}".encode())
-        yield {"CATALOG_DSN": running.dsn_of(name)}
-        connection.execute(f"drop database {name} with (force)".encode())
+    for statement in (f"create database {name}", f"drop database {name} with (force)"):
+        with psycopg.connect(running.dsn, autocommit=True) as connection:
+            connection.execute(statement.encode())
+        if statement.startswith("create"):
+            yield {"CATALOG_DSN": running.dsn_of(name)}
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -156,6 +158,19 @@ def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("served")
     with serving(folder, environment={**ENVIRONMENT, **store}) as (uri, _):
         yield Served(uri, folder)
+
+
+@pytest.fixture
+def guarded(store: Store, tmp_path: Path) -> Iterator[Served]:
+    """One that refuses what would break a table."""
+    with serving(tmp_path, environment={**ENVIRONMENT, **store}, guard="refuse") as (uri, _):
+        served = Served(uri, tmp_path)
+        yield served
+        for name in served.made("GET", "namespaces")["namespaces"]:
+            for kind in ("tables", "views"):
+                for one in served.made("GET", f"namespaces/{part(*name)}/{kind}")["identifiers"]:
+                    served.made("DELETE", f"namespaces/{part(*name)}/{kind}/{part(one['name'])}")
+            served.made("DELETE", f"namespaces/{part(*name)}")
 
 
 @pytest.fixture

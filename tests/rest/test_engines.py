@@ -1,5 +1,6 @@
 """PyIceberg and DuckDB read and write through the served catalog, at once with each other and with racing commits."""
 
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +18,20 @@ from icelake.catalog.fresh import fresh
 from tests.rest.conftest import Served, attached
 from tests.rest.test_protocol import ident, make, snapshot, unmoved
 
+FULL = bool(os.environ.get("ICELAKE_FULL"))
 ROWS = pa.table({"id": pa.array([1, 2, 3], pa.int64()), "name": ["a", None, "c"]})
 
 
 @pytest.fixture
-def iceberg(served: Served) -> Catalog:
-    catalog = load_catalog("served", type="rest", uri=served.uri)
+def iceberg(guarded: Served) -> Catalog:
+    catalog = load_catalog("served", type="rest", uri=guarded.uri)
     catalog.create_namespace("shop")
     return catalog
 
 
 @pytest.fixture
-def duck(served: Served) -> Iterator[duckdb.DuckDBPyConnection]:
-    with attached(served.uri, "lake") as connection:
+def duck(guarded: Served) -> Iterator[duckdb.DuckDBPyConnection]:
+    with attached(guarded.uri, "lake") as connection:
         yield connection
 
 
@@ -78,15 +80,15 @@ def test_duckdb_reads_and_writes(iceberg: Catalog, duck: duckdb.DuckDBPyConnecti
     assert iceberg.list_tables("shop") == [("shop", "t")]
 
 
-def test_no_row_of_racing_first_appends_is_lost(iceberg: Catalog, served: Served) -> None:
+def test_no_row_of_racing_first_appends_is_lost(iceberg: Catalog, guarded: Served) -> None:
     """Each of them finds a table without a snapshot."""
-    writers = 8
-    for number in range(3):
+    writers, rounds = (16, 50) if FULL else (8, 2)
+    for number in range(rounds):
         iceberg.create_table(f"shop.t{number}", ROWS.schema)
         together = threading.Barrier(writers)
 
         def write(writer: int, name: str = f"shop.t{number}", together: threading.Barrier = together) -> None:
-            catalog = load_catalog("served", type="rest", uri=served.uri)
+            catalog = load_catalog("served", type="rest", uri=guarded.uri)
             table = catalog.load_table(name)
             together.wait()
             while True:
@@ -106,7 +108,7 @@ def test_racing_commits_over_two_tables_never_differ(served: Served) -> None:
     served.made("POST", "namespaces", {"namespace": ["shop"]})
     for name in ("a", "b"):
         make(served, name)
-    writers, rounds = 8, 12
+    writers, rounds = (8, 50) if FULL else (8, 12)
     won = [0] * writers
     sent: list[int] = []
     together = threading.Barrier(writers)

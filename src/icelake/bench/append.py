@@ -51,13 +51,13 @@ class Rest:
     """A REST catalog, on one connection that stays open."""
 
     def __init__(self, connection: HTTPConnection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     def ask(self, method: str, path: str, body: Json | None = None) -> tuple[int, bytes]:
         """The status and what came with it. ``path``: below ``/v1/``."""
         data = None if body is None else orjson.dumps(body)
-        self._connection.request(method, f"/v1/{path}", data, {"content-type": "application/json"})
-        answer = self._connection.getresponse()
+        self.connection.request(method, f"/v1/{path}", data, {"content-type": "application/json"})
+        answer = self.connection.getresponse()
         return answer.status, answer.read()
 
     def made(self, method: str, path: str, body: Json | None = None) -> Json:

@@ -174,6 +174,7 @@ _TYPES = {
     "NO_SUCH_VIEW": (404, "NoSuchViewException"),
     "NO_SUCH_NAMESPACE": (404, "NoSuchNamespaceException"),
     "NAMESPACE_NOT_EMPTY": (409, "NamespaceNotEmptyException"),
+    "COMMIT_BREAKS_TABLE": (400, "BadRequestException"),
     "DISK_FULL": (507, "ServiceFailureException"),
     "FILE_MISSING": (404, "NotFoundException"),
     "NO_SUCH_POINT": (404, "NotFoundException"),

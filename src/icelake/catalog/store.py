@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import orjson
 
@@ -65,12 +65,8 @@ class _Moved(Exception):
     """What a commit was made of is not the state any more."""
 
 
-class Guard(Protocol):
-    """``tables.guard``."""
-
-    def check(self, base: Json | None, new: Json) -> None:
-        """``base``: metadata before a commit, None if it makes the table; ``new``: after it. Raises Refused COMMIT_BREAKS_TABLE."""
-        ...
+Guard = Callable[[Json | None, Json], None]
+"""Given metadata before a commit (None: it makes the table) and after it. Raises Refused COMMIT_BREAKS_TABLE (``tables.guard``)."""
 
 
 class SqlCatalog:
@@ -420,7 +416,7 @@ class SqlCatalog:
                     ]
                     new.append(made)
             if foreign and self.guard is not None and change.new_snapshot is not None:
-                self.guard.check(base.loaded.metadata if base is not None else None, new[-1])
+                self.guard(base.loaded.metadata if base is not None else None, new[-1])
         written: list[str] = []
         proposed = [
             self._proposed(change.id, base, made, written, readable=foreign or base is None, unchanged=not change.updates)

@@ -35,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
             f"one of {', '.join(LOOPBACK)}, or a proxy before it that knows who may",
         )
     with project.lakehouse(args) as lakehouse:
-        serve(lakehouse.rest(LOOPBACK, args.also), args.host, args.port, listening, certificate=args.certificate, key=args.key)
+        serve(lakehouse.rest(LOOPBACK, args.also, output.note), args.host, args.port, listening, certificate=args.certificate, key=args.key)
     return 0
