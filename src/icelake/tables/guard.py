@@ -531,9 +531,7 @@ class _Check:
         data = [(record, held) for record, held in self.held if record["content"] == DATA]
         places = [(one.spec_id, one.partition) for one in vectors.values()]
         likely = holding_manifests(self.kept, DATA, self.table.specs, places)
-        # Where one is not found where it should be, the others tell why.
-        others = [record for record in self.kept if record["content"] == DATA and record not in likely]
-        for found in (iter(data), self._asked(likely), self._asked(others, COLD)):
+        for found in (iter(data), self._asked(likely), self._elsewhere(likely)):
             for record, held in found:
                 for key, at in held.find(keys):
                     one = vectors[key]
@@ -549,6 +547,11 @@ class _Check:
                     return rows
         lost = next(one for key, one in vectors.items() if key not in rows)
         raise broken("a deletion vector is about a live data file", lost.path, f"{lost.about} does not live in this snapshot")
+
+    def _elsewhere(self, likely: Sequence[Record]) -> Iterator[tuple[Record, Held]]:
+        """Where a data file is not where it should be, the others may tell why."""
+        seen = {record["manifest_path"] for record in likely}
+        yield from self._asked([one for one in self.kept if one["content"] == DATA and one["manifest_path"] not in seen], COLD)
 
     def _left_behind(self) -> None:
         """No deletion vector is left of a data file that lives no more."""

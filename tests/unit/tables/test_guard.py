@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from icelake.errors import Refused, Unreachable
+from icelake.model.layout import Layout
 from icelake.ports import Json
 from icelake.storage.local import LocalStorage
 from icelake.tables import added_files
 from icelake.tables.guard import Guard
 from icelake.tables.manifests import ADDED, DATA, DELETED, DELETES, EXISTING, Record
 from tests.unit.tables.commits import SPECS, Draft, Made, Written, damaged_crc
+from tests.unit.tables.mirror import Mirror
+from tests.unit.tables.test_layout import LAYOUTS, SHAPE, layout, row
 
 CASES = 520
 """Seeds of the generator. Each is a valid commit, and the same with one thing wrong."""
@@ -1018,3 +1021,53 @@ def test_many_at_once(tmp_path: Path, guard: Guard) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(one, range(6))) == 36
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_the_lake_writes(version: int) -> None:
+    """Its own commits of every kind, in every layout."""
+    seen = 0
+    for number, one in enumerate([*LAYOUTS, layout("truncate(2, country);hour(at)"), layout("month(at);bucket(2, country)")]):
+        chance = random.Random(number)
+        mirror = Mirror(SHAPE, layout=Layout(one.partition, one.sort, version))
+        guard = Guard(mirror.storage)
+        commit = mirror.catalog.commit
+
+        def checked(changes: Any, commit: Any = commit, guard: Guard = guard, mirror: Mirror = mirror) -> Any:
+            base = mirror.loaded().metadata
+            done = commit(changes)
+            guard.check(base, done[0].metadata)
+            return done
+
+        mirror.catalog.commit = checked  # type: ignore[method-assign]
+        for step in range(12):
+            put = [row(chance.randrange(60), chance) for _ in range(chance.randrange(1, 20))]
+            put = list({values[0]: values for values in put}.values())
+            gone = [key for key in mirror.model if chance.random() < 0.2 and key not in {values[0] for values in put}]
+            mirror.commit(put, [] if step == 9 else gone, truncate=step == 9)
+            if step % 4 == 3:
+                mirror.compact()
+            if step == 6:
+                mirror.expire([snapshot["snapshot-id"] for snapshot in mirror.loaded().metadata["snapshots"][:3]])
+        mirror.check()
+        guard.check(None, mirror.loaded().metadata)
+        seen += mirror.loaded().metadata["last-sequence-number"]
+        guard.close()
+    assert seen > 80
+
+
+def test_manifests_in_the_snapshot_itself(tmp_path: Path, guard: Guard) -> None:
+    """Version 1 could do without a manifest list."""
+    made = Made(tmp_path, 1, "identity", random.Random(6))
+    for _ in range(2):
+        passes(guard, made.draft("append"))
+    (snapshot,) = made.metadata["snapshots"][1:]
+    inline = {key: value for key, value in snapshot.items() if key != "manifest-list"}
+    inline["manifests"] = [record["manifest_path"] for record in made.listed]
+    made.metadata["snapshots"] = [inline]
+    for kind in ("append", "overwrite", "manifests"):
+        assert not broken(guard, made.copy(), kind, "an existing entry moves to another partition") or kind != "append"
+        draft = made.draft(kind).seal()
+        base, new = draft.publish()
+        guard.check(base, new)
+        draft.settle()
