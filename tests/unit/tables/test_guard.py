@@ -790,6 +790,13 @@ on_snapshot("a schema that is not there", "schema-id is known", {"schema-id": 5}
 on_snapshot("a parent that is not there", "the parent is known", {"parent-snapshot-id": 99})
 
 
+@wrong("a total is wrong", "total-data-files is how many there are")
+def _(draft: Draft) -> object:
+    summary = draft.snapshot["summary"]
+    summary["total-data-files"] = str(int(summary["total-data-files"]) + 1)
+    return None
+
+
 @wrong("sequence-number skips some", "sequence-number is the last one + 1")
 def _(draft: Draft) -> object:
     if draft.made.version < 2:
