@@ -588,6 +588,8 @@ def _data_files(listed: Iterable[Record]) -> int:
 
 def _difference(before: Record, now: Record) -> str:
     """What of a kept manifest was changed. Null may have been filled in: an older format version did not have it."""
+    if before == now:
+        return ""
     for name, value in now.items():
         known = before.get(name)
         if known is None or known == value:

@@ -1078,3 +1078,29 @@ def test_manifests_in_the_snapshot_itself(tmp_path: Path, guard: Guard) -> None:
         base, new = draft.publish()
         guard.check(base, new)
         draft.settle()
+
+
+def test_damaged_files_are_refused_or_read(tmp_path: Path, guard: Guard) -> None:
+    """Never another error; what a flipped bit inside a value says cannot always be seen."""
+    made = story(tmp_path, guard, random.Random(8), 3, "both", 5)
+    chance = random.Random(9)
+    draft = made.draft("delta").seal()
+    base, new = draft.publish()
+    places = [draft.snapshot["manifest-list"], *(written.path for written in draft.written)]
+    places += [entry["data_file"]["file_path"] for written in draft.written for entry in written.entries if entry["status"] == ADDED]
+    codes: list[str] = []
+    for number in range(600):
+        path = Path(places[number % len(places)])
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 3])):
+            damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged if number % 7 else damaged[: chance.randrange(len(damaged))])
+        try:
+            guard.check(base, new)
+        except Refused as error:
+            codes.append(error.code)
+        path.write_bytes(whole)
+    assert set(codes) == {"COMMIT_BREAKS_TABLE"}
+    assert len(codes) > 300
+    guard.check(base, new)
