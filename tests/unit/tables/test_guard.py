@@ -25,6 +25,7 @@ from tests.unit.tables.test_layout import LAYOUTS, SHAPE, layout, row
 
 CASES = 520
 """Seeds of the generator. Each is a valid commit, and the same with one thing wrong."""
+PARTS = 2
 KINDS = ("append", "several", "delta", "overwrite", "delete", "rewrite", "manifests")
 
 
@@ -834,7 +835,8 @@ def story(folder: Path, guard: Guard, chance: random.Random, version: int, spec:
 
 
 def some_kind(made: Made) -> str:
-    kinds = [kind for kind in KINDS if made.version > 1 or kind != "delta"]
+    # There is most to go wrong with deletes.
+    kinds = [*KINDS, "delta", "delta"] if made.version > 1 else [kind for kind in KINDS if kind != "delta"]
     return made.chance.choice(kinds) if made.data else "append"
 
 
@@ -881,14 +883,15 @@ def test_every_fault_that_engines_were_tried_with(fault: str, tmp_path: Path, gu
     passes(guard, made.draft("delta"))
 
 
-def test_every_class_of_faults_is_met_and_refused(tmp_path: Path, guard: Guard) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_class_of_faults_is_met_and_refused(part: int, tmp_path: Path, guard: Guard) -> None:
     """Histories of all versions and layouts; the last commit is right, and once more with one thing wrong."""
     met: dict[str, int] = dict.fromkeys(WRONG, 0)
     valid = 0
-    for seed in range(CASES):
+    for seed in range(part, CASES, PARTS):
         chance = random.Random(seed)
         version, spec = chance.choice([1, 2, 3, 3]), chance.choice(list(SPECS))
-        made = story(tmp_path / str(seed), guard, chance, version, spec, chance.randrange(1, 5))
+        made = story(tmp_path / str(seed), guard, chance, version, spec, chance.randrange(1, 4))
         valid += len(made.metadata["snapshots"])
         kind = some_kind(made)
         # What was met least comes first.
@@ -899,8 +902,9 @@ def test_every_class_of_faults_is_met_and_refused(tmp_path: Path, guard: Guard) 
         _, new = made.draft(some_kind(made)).seal().publish()
         guard.check(base, new)
         valid += len(new["snapshots"]) - len(base["snapshots"] if base else ())
-    assert min(met.values()) >= 2, [name for name, count in met.items() if count < 2]
-    assert valid > 2 * CASES
+    assert min(met.values()) >= 1, [name for name, count in met.items() if not count]
+    assert sum(met.values()) == CASES // PARTS
+    assert valid > 2 * CASES // PARTS
 
 
 def test_upgrades_between_commits(tmp_path: Path, guard: Guard) -> None:
