@@ -109,7 +109,7 @@ def test_pyiceberg(iceberg: Catalog, served: Served, version: str) -> None:
             update.add_column("extra", StringType())
             update.rename_column("name", "called")
         with table.update_spec() as change:
-            change.add_field("id", TruncateTransform(5) if OTHERS else IdentityTransform(), "more")
+            change.add_field("on" if any(source == 1 for source, _ in fields) else "id", IdentityTransform(), "more")
         table.append(rows(chance).rename_columns(["id", "called", "at", "on", "price", "x"]))
         table.delete("id = 12")
         table.overwrite(rows(chance).rename_columns(["id", "called", "at", "on", "price", "x"]))
