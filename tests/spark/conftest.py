@@ -43,6 +43,7 @@ def spark(lacking: Lacking) -> Iterator[Any]:
             "spark.driver.memory": "1g",
             "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={folder} -XX:-UsePerfData",
             "spark.jars": ",".join(map(str, jars)),
+            "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
             # Otherwise pyspark looks for "localhost", which a container without /etc/hosts does not know.

@@ -151,7 +151,9 @@ def check_partition(spec: Spec, file: Record, where: str) -> Partition:
     return spec.partition(file)
 
 
-def _fits(value: Any, kind: str) -> bool:
+def _fits(value: Any, kind: str | None) -> bool:
+    if kind is None:
+        return isinstance(value, bool | int | float | str | bytes)
     if kind in _WHOLE:
         return type(value) is int and -(1 << _WHOLE[kind] - 1) <= value < 1 << _WHOLE[kind] - 1
     match kind:

@@ -12,9 +12,9 @@ remembered and in ``COLD`` others.
 Fails with Refused COMMIT_BREAKS_TABLE, which names the rule and the file; nothing was done then. Unreachable passes through.
 """
 
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ from icelake.tables.manifest_index import (
     covers,
     holding_manifests,
     key_of,
+    path_key,
     specs_of,
 )
 from icelake.tables.manifests import ADDED, DATA, DELETED, DELETES, EQUALITY_DELETES, EXISTING, POSITION_DELETES, Record, read_manifest
@@ -72,20 +73,29 @@ class Guard:
         fresh = [one for one in new.get("snapshots") or () if one.get("snapshot-id") not in known]
         if not fresh:
             return
-        try:
+        with _well_formed(new["location"]):
             table = _Table.of(base, new, fresh)
-            for snapshot in sorted(fresh, key=lambda one: one.get("sequence-number") or 0):
-                with readable(f"snapshot {snapshot['snapshot-id']}"):
-                    _Check(self._storage, self._index, table, snapshot, known).run()
-                known[snapshot["snapshot-id"]] = snapshot
-            if table.whole and table.version >= 3:
-                told = new["next-row-id"]
-                require(told >= table.next_row_id, "next-row-id is behind all row ids", "table metadata", f"{told} < {table.next_row_id}")
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
-            raise broken("the metadata has the form of the spec", new["location"], f"{type(error).__name__}: {error}") from error
+            fresh.sort(key=lambda one: one.get("sequence-number") or 0)
+        for snapshot in fresh:
+            with _well_formed(f"snapshot {snapshot.get('snapshot-id')}"):
+                one = _Check(self._storage, self._index, table, snapshot, known)
+                one.snapshot_itself()
+            one.run()
+            known[snapshot["snapshot-id"]] = snapshot
+        if table.whole and table.version >= 3:
+            told = new["next-row-id"]
+            require(told >= table.next_row_id, "next-row-id is behind all row ids", "table metadata", f"{told} < {table.next_row_id}")
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+@contextmanager
+def _well_formed(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise broken("the metadata has the form of the spec", where, f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(slots=True)
@@ -168,7 +178,7 @@ class _Check:
         self.entries = 0
 
     def run(self) -> None:
-        self._snapshot()
+        """After ``snapshot_itself``."""
         records = self._manifest_list()
         self._row_ids(records)
         for record, data in self.index.ahead(self._fetched, self.new):
@@ -180,6 +190,7 @@ class _Check:
         self._files()
         self._vectors()
         self._left_behind()
+        self._totals(records)
         for record, held in self.held:
             self.index.keep(record["manifest_path"], held)
         self.index.keep_list(self.snapshot["manifest-list"], records)
@@ -187,14 +198,15 @@ class _Check:
     # --------------------------------------------------------------------------------------------------- the snapshot
 
     def _version(self) -> int:
-        """The format version it was made in, which is not the table's if the commit upgrades the table afterwards."""
+        """The format version it was made in, which is not the table's if the table was upgraded afterwards."""
         version, base = self.table.version, self.table.base_version
-        upgraded = base < version or not self.table.whole
+        upgraded = base < version or self.table.base is None or not self.table.whole
         if version >= 3 and upgraded and self.snapshot.get("first-row-id") is None:
             version = 2
         return 1 if version == 2 and upgraded and not self.sequence else version
 
-    def _snapshot(self) -> None:
+    def snapshot_itself(self) -> None:
+        """What needs no file."""
         snapshot, table, where = self.snapshot, self.table, self.where
         require(type(self.ident) is int and self.ident > 0, "a snapshot id is a positive number", where)
         require(not self.adrift or not table.whole or table.base is None, "the parent is known", where, snapshot.get("parent-snapshot-id"))
@@ -207,6 +219,7 @@ class _Check:
         timestamp = snapshot["timestamp-ms"]
         require(timestamp >= table.timestamp - _SKEW_MS, "timestamp-ms does not go back", where, f"{timestamp} after {table.timestamp}")
         table.timestamp = max(table.timestamp, timestamp)
+        require(isinstance(snapshot.get("manifest-list"), str), "a snapshot has a manifest list", where)
         schema = snapshot.get("schema-id")
         require(schema is None or schema in table.schemas or not table.whole, "schema-id is known", where, schema)
         summary = snapshot.get("summary")
@@ -223,9 +236,7 @@ class _Check:
             table.next_row_id = first + rows
 
     def _manifest_list(self) -> Sequence[Record]:
-        location = self.snapshot.get("manifest-list")
-        require(isinstance(location, str), "a snapshot has a manifest list", self.where)
-        assert isinstance(location, str)
+        location: str = self.snapshot["manifest-list"]
         self._below(location)
         with readable(location):
             header, records = self.index.read_list(location)
@@ -261,6 +272,14 @@ class _Check:
         self.replaced = [record for path, record in before.items() if path not in seen]
         return records
 
+    def _totals(self, records: Sequence[Record]) -> None:
+        """Totals are carried on from the parent's. Those of deletes cannot be relied on (DuckDB 1.5.5 counts them too high)."""
+        told = [((one or {}).get("summary") or {}).get("total-data-files") for one in (self.parent, self.snapshot)]
+        right = [str(_data_files(listed)) for listed in ((*self.kept_before, *self.replaced), records)]
+        believed = not self.adrift and (self.parent is None or told[0] == right[0])
+        fits = told[1] in (None, right[1]) or not believed
+        require(fits, "total-data-files is how many there are", self.where, f"{told[1]}, not {right[1]}")
+
     def _row_ids(self, records: Sequence[Record]) -> None:
         """Ids are given to whole manifests, by their list (spec, First Row ID Assignment)."""
         if self.version < 3:
@@ -271,8 +290,9 @@ class _Check:
         given += [now for now, before in zip(self.kept, self.kept_before, strict=True) if before["first_row_id"] is None]
         ranges = []
         for record in records:
-            has = record["first_row_id"] is not None
-            require(has == (record["content"] == DATA), "manifests of data have a first_row_id, others have not", record["manifest_path"])
+            # DuckDB 1.5.5 writes one for manifests of deletes too, which nobody reads.
+            has = record["content"] != DATA or record["first_row_id"] is not None
+            require(has, "a manifest of data has a first_row_id", record["manifest_path"])
         for record in given:
             if record["content"] == DATA:
                 rows = (record["added_rows_count"] or 0) + (record["existing_rows_count"] or 0)
@@ -305,8 +325,8 @@ class _Check:
         for name, expected in (("content", "deletes" if content == DELETES else "data"), ("partition-spec-id", str(spec.spec_id))):
             told = header.get(name, expected.encode()).decode()
             require(told == expected, "a manifest's header agrees with the manifest list", path, f"{name} is {told}")
-        written = int(header.get("format-version", b"1"))
-        require(written <= self.version, "a manifest is of the table's format version", path, f"it is of version {written}")
+        written = header.get("format-version", b"1").decode()
+        require(written in "123"[: self.version], "a manifest is of the table's format version", path, f"it is of version {written}")
         if not self.adrift:
             for name, value in (("added_snapshot_id", self.ident), ("sequence_number", self.sequence)):
                 known = listed[name] in ((value,) if self.version > 1 else (None, 0, value))
@@ -332,8 +352,8 @@ class _Check:
                     bounds.add(file, partition)
             else:
                 self._old(listed, entry, partition)
+            holding.add(entry, partition)
             if status != DELETED:
-                holding.add(entry, partition)
                 live.add(partition)
                 number = entry.get("sequence_number")
                 lowest = min(lowest, listed["sequence_number"] if number is None else number)
@@ -377,12 +397,10 @@ class _Check:
     def _old(self, listed: Record, entry: Record, partition: Partition) -> None:
         file, content = entry["data_file"], listed["content"]
         require(bool(file.get("content")) == (content == DELETES), "an entry has its manifest's content", file["file_path"])
-        vector = bool(file.get("content")) and file["file_format"].upper() == "PUFFIN"
-        key = key_of(file["file_path"], file.get("content_offset") if vector else None)
         self.carried[content].entries.append(
             (
                 entry["status"],
-                key,
+                key_of(file),
                 entry.get("sequence_number"),
                 entry.get("file_sequence_number"),
                 file.get("first_row_id"),
@@ -414,7 +432,7 @@ class _Check:
         require(content in (DATA, POSITION_DELETES, EQUALITY_DELETES), "an entry's content is one of the spec's", path, content)
         self.added.append(
             Added(
-                key_of(path, offset),
+                key_of(file),
                 path,
                 content,
                 kind,
@@ -434,17 +452,19 @@ class _Check:
     def _carry(self, content: int) -> None:
         """Entries that are not new were live in a manifest that is replaced, and are what they were."""
         entries = self.carried[content].entries
-        gone = [record for record in self.replaced if record["content"] == content]
-        if self.adrift or not (gone or entries):
+        replaced = [record for record in self.replaced if record["content"] == content]
+        if self.adrift or not (replaced or entries):
             return
-        before = Joined(list(self._asked(gone)))
+        before = Joined(list(self._asked(replaced)))
+        gone = set(before.gone.tolist())
         at = before.places(np.array([entry[1] for entry in entries], np.uint64))
         stays, deleted = np.zeros(len(before.keys), bool), set()
-        for (status, _, number, file_number, row_id, rows, partition, path), place in zip(entries, at.tolist(), strict=True):
+        for (status, key, number, file_number, row_id, rows, partition, path), place in zip(entries, at.tolist(), strict=True):
             what = "an entry that is not new was live in a manifest that is replaced"
-            require(place >= 0, what, path, f"it is {'DELETED' if status == DELETED else 'EXISTING'}")
+            # DuckDB 1.5.5 carries on what was deleted before. Readers pass it over.
+            require(place >= 0 or (status == DELETED and key in gone), what, path, "DELETED" if status == DELETED else "EXISTING")
             if status == DELETED:
-                deleted.add(int(before.keys[place]))
+                deleted.add(key)
                 continue
             stays[place] = True
             numbers = (number or 0, file_number or 0)
@@ -493,7 +513,7 @@ class _Check:
 
     def _vectors(self) -> None:
         """Each is about one live data file, applies to it, and is the only one."""
-        vectors = {key_of(one.about): one for one in self.added if one.about is not None}
+        vectors = {path_key(one.about): one for one in self.added if one.about is not None}
         if not vectors:
             return
         keys = np.array(sorted(vectors), np.uint64)
@@ -510,7 +530,7 @@ class _Check:
         for one in vectors.values():
             puffins.setdefault(one.path, []).append(one)
         for _ in self.index.ahead(
-            lambda those: check_puffin(self.storage, those, [rows[key_of(one.about or "")] for one in those]), puffins.values()
+            lambda those: check_puffin(self.storage, those, [rows[path_key(one.about or "")] for one in those]), puffins.values()
         ):
             pass
 
@@ -520,9 +540,7 @@ class _Check:
         data = [(record, held) for record, held in self.held if record["content"] == DATA]
         places = [(one.spec_id, one.partition) for one in vectors.values()]
         likely = holding_manifests(self.kept, DATA, self.table.specs, places)
-        # Where one is not found where it should be, the others tell why.
-        others = [record for record in self.kept if record["content"] == DATA and record not in likely]
-        for found in (iter(data), self._asked(likely), self._asked(others, COLD)):
+        for found in (iter(data), self._asked(likely), self._elsewhere(likely)):
             for record, held in found:
                 for key, at in held.find(keys):
                     one = vectors[key]
@@ -538,6 +556,11 @@ class _Check:
                     return rows
         lost = next(one for key, one in vectors.items() if key not in rows)
         raise broken("a deletion vector is about a live data file", lost.path, f"{lost.about} does not live in this snapshot")
+
+    def _elsewhere(self, likely: Sequence[Record]) -> Iterator[tuple[Record, Held]]:
+        """Where a data file is not where it should be, the others may tell why."""
+        seen = {record["manifest_path"] for record in likely}
+        yield from self._asked([one for one in self.kept if one["content"] == DATA and one["manifest_path"] not in seen], COLD)
 
     def _left_behind(self) -> None:
         """No deletion vector is left of a data file that lives no more."""
@@ -559,8 +582,14 @@ def _two(one: Added) -> IcelakeError:
     return broken(_TWO, one.path, f"another one about {one.about} lives in this snapshot")
 
 
+def _data_files(listed: Iterable[Record]) -> int:
+    return sum((one["added_files_count"] or 0) + (one["existing_files_count"] or 0) for one in listed if one["content"] == DATA)
+
+
 def _difference(before: Record, now: Record) -> str:
     """What of a kept manifest was changed. Null may have been filled in: an older format version did not have it."""
+    if before == now:
+        return ""
     for name, value in now.items():
         known = before.get(name)
         if known is None or known == value:

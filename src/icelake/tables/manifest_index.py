@@ -166,7 +166,7 @@ class Held:
     """The files that live in a manifest, by ``keys``, which ascend; every array has one entry a file."""
 
     keys: Keys
-    """``key_of``."""
+    """``path_key``."""
     sequence: Numbers
     """Data sequence number; -1: the manifest's."""
     file_sequence: Numbers
@@ -180,10 +180,12 @@ class Held:
     """Ascending: of deletion vectors, the key of the data file each is about; of other files there is none."""
     about_at: npt.NDArray[np.int32]
     """The place of each of these vectors in the other arrays."""
+    gone: Keys
+    """Ascending: of the files whose entries say that they were deleted."""
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.keys, self.sequence, self.file_sequence, self.rows, self.row_id, self.code, self.about, self.about_at)
+        arrays = (self.keys, self.sequence, self.file_sequence, self.rows, self.row_id, self.code, self.about, self.about_at, self.gone)
         return sum(array.nbytes for array in arrays) + 200 * len(self.partitions) + 1_000
 
     def find(self, keys: Keys) -> Iterator[tuple[int, int]]:
@@ -217,35 +219,45 @@ def _found(sorted_keys: Keys, keys: Keys) -> Iterator[tuple[int, int]]:
             yield int(keys[number]), int(at[number])
 
 
-def key_of(path: str, offset: int | None = None) -> int:
+def path_key(path: str, offset: int | None = None) -> int:
     """The key of a file; ``offset``: of a vector in a Puffin file, which may hold several. Means nothing in another process."""
     return hash(path if offset is None else (path, offset)) & 0xFFFF_FFFF_FFFF_FFFF
 
 
+def key_of(file: Record) -> int:
+    """The key of a data_file record."""
+    return path_key(file["file_path"], file.get("content_offset") if is_vector(file) else None)
+
+
+def is_vector(file: Record) -> bool:
+    return bool(file.get("content")) and file["file_format"].upper() == "PUFFIN"
+
+
 class Holding:
-    """Makes a ``Held`` of a manifest's live entries, in their order."""
+    """Makes a ``Held`` of a manifest's entries, in their order."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, int, int, int, int]] = []
         self._codes: dict[Partition, int] = {}
+        self._gone: list[int] = []
         self._next = 0
 
     def add(self, entry: Record, partition: Partition) -> int:
         """The file's key."""
         file = entry["data_file"]
+        key = key_of(file)
+        if entry["status"] == DELETED:
+            self._gone.append(key)
+            return key
         rows, row_id = file["record_count"], file.get("first_row_id")
         about = 0
         if file.get("content"):
-            vector = file["file_format"].upper() == "PUFFIN"
-            key = key_of(file["file_path"], file.get("content_offset") if vector else None)
-            if vector and file.get("referenced_data_file") is not None:
-                about = key_of(file["referenced_data_file"])
             row_id = NO_ROW_ID
-        else:
-            key = key_of(file["file_path"])
-            if row_id is None:
-                row_id = -1 - self._next
-                self._next += rows
+            if is_vector(file) and file.get("referenced_data_file") is not None:
+                about = path_key(file["referenced_data_file"])
+        elif row_id is None:
+            row_id = -1 - self._next
+            self._next += rows
         sequence, file_sequence = entry.get("sequence_number"), entry.get("file_sequence_number")
         code = self._codes.setdefault(partition, len(self._codes))
         self._rows.append(
@@ -263,7 +275,9 @@ class Holding:
         about = np.array(parts[6], np.uint64)[order]
         there = np.flatnonzero(about)
         there = there[np.argsort(about[there], kind="stable")]
-        return Held(keys[order], sequence, file_sequence, rows, row_id, code, tuple(self._codes), about[there], there.astype(np.int32))
+        gone = np.array(sorted(self._gone), np.uint64)
+        at = there.astype(np.int32)
+        return Held(keys[order], sequence, file_sequence, rows, row_id, code, tuple(self._codes), about[there], at, gone)
 
 
 class Joined:
@@ -279,6 +293,7 @@ class Joined:
         self.sequence = joined([one.sequences(record) for record, one in held], np.int64)[order]
         self.file_sequence = joined([one.file_sequences(record) for record, one in held], np.int64)[order]
         self.rows = joined([one.rows for _, one in held], np.int64)[order]
+        self.gone = joined([one.gone for _, one in held], np.uint64)
         self.row_id = joined([one.row_ids(record) for record, one in held], np.int64)[order]
         self._code = joined([one.code for _, one in held], np.int32)[order]
         self._which = np.repeat(np.arange(len(held)), [len(one.keys) for _, one in held])[order]
@@ -410,11 +425,10 @@ class ManifestIndex:
             path = record["manifest_path"]
             spec, holding = specs[record["partition_spec_id"]], Holding()
             for entry in read_manifest(data, path)[1]:
-                if entry["status"] != DELETED:
-                    try:
-                        holding.add(entry, spec.partition(entry["data_file"]))
-                    except KeyError as error:
-                        raise corrupt(path, f"{entry['data_file']['file_path']} has no partition field {error}") from error
+                try:
+                    holding.add(entry, spec.partition(entry["data_file"]))
+                except KeyError as error:
+                    raise corrupt(path, f"{entry['data_file']['file_path']} has no partition field {error}") from error
             held = holding.done()
             self.keep(path, held)
             yield record, held

@@ -2,7 +2,7 @@
 
 import pytest
 
-from icelake.model.location import canonical, is_s3, split_s3
+from icelake.model.location import below, canonical, is_s3, split_s3
 
 
 @pytest.mark.parametrize("text", ["s3://b/k/l", "s3a://b/k/l", "S3N://b/k/l/", "s3://b/k/l//"])
@@ -19,3 +19,16 @@ def test_buckets_paths_and_names_keep_their_case() -> None:
     assert not is_s3("/lake/s3")
     with pytest.raises(ValueError, match="not a location on S3"):
         split_s3("/lake")
+
+
+@pytest.mark.parametrize("text", ["/lake/t/a", "/lake/t/x=a%2Fb/c d", "file:/lake/t/a", "file:///lake/t/a", "/lake/t/..a"])
+def test_below_a_folder(text: str) -> None:
+    assert below(text, ["/elsewhere", "/lake/t/"])
+    assert below("s3a://b/k/l/m", ["s3://b/k"])
+
+
+@pytest.mark.parametrize(
+    "text", ["/lake/t", "/lake/t/", "/lake/t2/a", "/lake/t/../a", "/lake/t/./a", "/lake/t//a", "/lake/t/a/", "lake/t/a", "s3://lake/t/a"]
+)
+def test_not_below_a_folder(text: str) -> None:
+    assert not below(text, ["/lake/t"])

@@ -386,6 +386,8 @@ class Draft:
             }
             self.listed.append(written.record)
         self.listed += self.kept.values()
+        there = [one["added_files_count"] + one["existing_files_count"] for one in self.listed if one["content"] == DATA]
+        self.snapshot["summary"]["total-data-files"] = str(sum(there))
         if made.version >= 3:
             for record in self.listed:
                 if record["content"] == DATA and record["first_row_id"] is None:

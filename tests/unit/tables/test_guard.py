@@ -13,15 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from icelake.errors import Refused, Unreachable
+from icelake.model.layout import Layout
 from icelake.ports import Json
 from icelake.storage.local import LocalStorage
 from icelake.tables import added_files
 from icelake.tables.guard import Guard
 from icelake.tables.manifests import ADDED, DATA, DELETED, DELETES, EXISTING, Record
 from tests.unit.tables.commits import SPECS, Draft, Made, Written, damaged_crc
+from tests.unit.tables.mirror import Mirror
+from tests.unit.tables.test_layout import LAYOUTS, SHAPE, layout, row
 
 CASES = 520
 """Seeds of the generator. Each is a valid commit, and the same with one thing wrong."""
+PARTS = 2
 KINDS = ("append", "several", "delta", "overwrite", "delete", "rewrite", "manifests")
 
 
@@ -627,14 +631,8 @@ listed(
 )
 listed(
     "a data manifest without first_row_id",
-    "manifests of data have a first_row_id, others have not",
+    "a manifest of data has a first_row_id",
     of_version(3, lambda draft, one: one.update(first_row_id=None)),
-)
-listed(
-    "a delete manifest with a first_row_id",
-    "manifests of data have a first_row_id, others have not",
-    of_version(3, lambda draft, one: one.update(first_row_id=5)),
-    DELETES,
 )
 
 
@@ -793,6 +791,13 @@ on_snapshot("a schema that is not there", "schema-id is known", {"schema-id": 5}
 on_snapshot("a parent that is not there", "the parent is known", {"parent-snapshot-id": 99})
 
 
+@wrong("a total is wrong", "total-data-files is how many there are")
+def _(draft: Draft) -> object:
+    summary = draft.snapshot["summary"]
+    summary["total-data-files"] = str(int(summary["total-data-files"]) + 1)
+    return None
+
+
 @wrong("sequence-number skips some", "sequence-number is the last one + 1")
 def _(draft: Draft) -> object:
     if draft.made.version < 2:
@@ -830,7 +835,8 @@ def story(folder: Path, guard: Guard, chance: random.Random, version: int, spec:
 
 
 def some_kind(made: Made) -> str:
-    kinds = [kind for kind in KINDS if made.version > 1 or kind != "delta"]
+    # There is most to go wrong with deletes.
+    kinds = [*KINDS, "delta", "delta"] if made.version > 1 else [kind for kind in KINDS if kind != "delta"]
     return made.chance.choice(kinds) if made.data else "append"
 
 
@@ -877,14 +883,15 @@ def test_every_fault_that_engines_were_tried_with(fault: str, tmp_path: Path, gu
     passes(guard, made.draft("delta"))
 
 
-def test_every_class_of_faults_is_met_and_refused(tmp_path: Path, guard: Guard) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_class_of_faults_is_met_and_refused(part: int, tmp_path: Path, guard: Guard) -> None:
     """Histories of all versions and layouts; the last commit is right, and once more with one thing wrong."""
     met: dict[str, int] = dict.fromkeys(WRONG, 0)
     valid = 0
-    for seed in range(CASES):
+    for seed in range(part, CASES, PARTS):
         chance = random.Random(seed)
         version, spec = chance.choice([1, 2, 3, 3]), chance.choice(list(SPECS))
-        made = story(tmp_path / str(seed), guard, chance, version, spec, chance.randrange(1, 5))
+        made = story(tmp_path / str(seed), guard, chance, version, spec, chance.randrange(1, 4))
         valid += len(made.metadata["snapshots"])
         kind = some_kind(made)
         # What was met least comes first.
@@ -895,8 +902,9 @@ def test_every_class_of_faults_is_met_and_refused(tmp_path: Path, guard: Guard) 
         _, new = made.draft(some_kind(made)).seal().publish()
         guard.check(base, new)
         valid += len(new["snapshots"]) - len(base["snapshots"] if base else ())
-    assert min(met.values()) >= 2, [name for name, count in met.items() if count < 2]
-    assert valid > 2 * CASES
+    assert min(met.values()) >= 1, [name for name, count in met.items() if not count]
+    assert sum(met.values()) == CASES // PARTS
+    assert valid > 2 * CASES // PARTS
 
 
 def test_upgrades_between_commits(tmp_path: Path, guard: Guard) -> None:
@@ -918,7 +926,7 @@ def test_ids_of_an_upgrade_count(tmp_path: Path, guard: Guard) -> None:
     made.upgrade(3)
     draft = made.draft("append").seal()
     draft.listed[-1]["first_row_id"] = None
-    refused(guard, *draft.publish(), "manifests of data have a first_row_id, others have not")
+    refused(guard, *draft.publish(), "a manifest of data has a first_row_id")
 
 
 def test_a_table_with_a_past(tmp_path: Path, guard: Guard) -> None:
@@ -1024,3 +1032,79 @@ def test_many_at_once(tmp_path: Path, guard: Guard) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(one, range(6))) == 36
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_the_lake_writes(version: int) -> None:
+    """Its own commits of every kind, in every layout."""
+    seen = 0
+    for number, one in enumerate([*LAYOUTS, layout("truncate(2, country);hour(at)"), layout("month(at);bucket(2, country)")]):
+        chance = random.Random(number)
+        mirror = Mirror(SHAPE, layout=Layout(one.partition, one.sort, version))
+        guard = Guard(mirror.storage)
+        commit = mirror.catalog.commit
+
+        def checked(changes: Any, commit: Any = commit, guard: Guard = guard, mirror: Mirror = mirror) -> Any:
+            base = mirror.loaded().metadata
+            done = commit(changes)
+            guard.check(base, done[0].metadata)
+            return done
+
+        mirror.catalog.commit = checked  # type: ignore[method-assign]
+        for step in range(12):
+            put = [row(chance.randrange(60), chance) for _ in range(chance.randrange(1, 20))]
+            put = list({values[0]: values for values in put}.values())
+            gone = [key for key in mirror.model if chance.random() < 0.2 and key not in {values[0] for values in put}]
+            mirror.commit(put, [] if step == 9 else gone, truncate=step == 9)
+            if step % 4 == 3:
+                mirror.compact()
+            if step == 6:
+                mirror.expire([snapshot["snapshot-id"] for snapshot in mirror.loaded().metadata["snapshots"][:3]])
+        mirror.check()
+        guard.check(None, mirror.loaded().metadata)
+        seen += mirror.loaded().metadata["last-sequence-number"]
+        guard.close()
+    assert seen > 80
+
+
+def test_manifests_in_the_snapshot_itself(tmp_path: Path, guard: Guard) -> None:
+    """Version 1 could do without a manifest list."""
+    made = Made(tmp_path, 1, "identity", random.Random(6))
+    for _ in range(2):
+        passes(guard, made.draft("append"))
+    (snapshot,) = made.metadata["snapshots"][1:]
+    inline = {key: value for key, value in snapshot.items() if key != "manifest-list"}
+    inline["manifests"] = [record["manifest_path"] for record in made.listed]
+    made.metadata["snapshots"] = [inline]
+    for kind in ("append", "overwrite", "manifests"):
+        assert not broken(guard, made.copy(), kind, "an existing entry moves to another partition") or kind != "append"
+        draft = made.draft(kind).seal()
+        base, new = draft.publish()
+        guard.check(base, new)
+        draft.settle()
+
+
+def test_damaged_files_are_refused_or_read(tmp_path: Path, guard: Guard) -> None:
+    """Never another error; what a flipped bit inside a value says cannot always be seen."""
+    made = story(tmp_path, guard, random.Random(8), 3, "both", 5)
+    chance = random.Random(9)
+    draft = made.draft("delta").seal()
+    base, new = draft.publish()
+    places = [draft.snapshot["manifest-list"], *(written.path for written in draft.written)]
+    places += [entry["data_file"]["file_path"] for written in draft.written for entry in written.entries if entry["status"] == ADDED]
+    codes: list[str] = []
+    for number in range(600):
+        path = Path(places[number % len(places)])
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 3])):
+            damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged if number % 7 else damaged[: chance.randrange(len(damaged))])
+        try:
+            guard.check(base, new)
+        except Refused as error:
+            codes.append(error.code)
+        path.write_bytes(whole)
+    assert set(codes) == {"COMMIT_BREAKS_TABLE"}
+    assert len(codes) > 300
+    guard.check(base, new)

@@ -1,10 +1,12 @@
 import contextlib
 import io
 import random
+import zlib
 from typing import Any
 
 import fastavro
 import orjson
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +20,13 @@ from icelake.tables.manifests import (
     EXISTING,
     Codec,
     Record,
+    _long,
     decode_manifest,
     decode_manifest_list,
     entry_bytes,
     inherit,
     manifest_header,
+    read_manifest,
 )
 from tests.unit.tables.mirror import SMALL, Mirror
 
@@ -122,6 +126,72 @@ def test_a_manifest_written_by_another_library_is_read() -> None:
     assert len(entries) == 3
     assert entries[0]["data_file"]["record_count"] == 10
     assert CODEC.decode_data_file(CODEC.encode_data_file(entries[0]["data_file"]))["lower_bounds"] == RECORD["lower_bounds"]
+
+
+def wrapped(file: bytes, codec: str, compress: Any) -> bytes:
+    """A manifest whose one block is not compressed, with another codec."""
+    reader = fastavro.reader(io.BytesIO(file))
+    pairs = {"avro.schema": reader.metadata["avro.schema"].encode(), "avro.codec": codec.encode()}
+    head = b"".join(_long(len(part)) + part for key, value in pairs.items() for part in (key.encode(), value))
+    body, sync = b"".join(fastavro_blocks(file)), bytes(range(16))
+    data = compress(body)
+    return b"".join((b"Obj\x01", _long(2), head, b"\0", sync, _long(3), _long(len(data)), data, sync))
+
+
+def fastavro_blocks(file: bytes) -> list[bytes]:
+    blocks: Any = fastavro.block_reader(io.BytesIO(file))
+    return [block.bytes_.read() for block in blocks]
+
+
+def zstd(body: bytes) -> bytes:
+    return pa.compress(body, "zstd", asbytes=True)
+
+
+def snappy(body: bytes) -> bytes:
+    return pa.compress(body, "snappy", asbytes=True) + zlib.crc32(body).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(("codec", "compress"), [("null", bytes), ("zstandard", zstd), ("snappy", snappy)])
+def test_manifests_compressed_otherwise(codec: str, compress: Any) -> None:
+    entry = entry_bytes(EXISTING, 5, (1, 1), CODEC.encode_data_file(RECORD))
+    file = wrapped(CODEC.encode_manifest(HEADER, [entry] * 3), codec, compress)
+    _, entries = read_manifest(file, "x")
+    assert [one["data_file"]["record_count"] for one in entries] == [10] * 3
+    damaged = wrapped(CODEC.encode_manifest(HEADER, [entry] * 3), codec, lambda body: compress(body)[:-5])
+    with pytest.raises(Corrupt, match="MANIFEST_CORRUPT"):
+        list(read_manifest(damaged, "x")[1])
+
+
+def test_an_unknown_codec_and_a_bomb_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = entry_bytes(EXISTING, 5, (1, 1), CODEC.encode_data_file(RECORD))
+    file = CODEC.encode_manifest(HEADER, [entry] * 3)
+    with pytest.raises(Corrupt, match="its Avro codec is bzip2"):
+        list(read_manifest(wrapped(file, "bzip2", bytes), "x")[1])
+    monkeypatch.setattr(manifests, "_MAX_BODY", 50)
+    for codec, compress in (("null", bytes), ("zstandard", zstd), ("snappy", snappy)):
+        with pytest.raises(Corrupt, match="1 GiB"):
+            list(read_manifest(wrapped(file, codec, compress), "x")[1])
+
+
+def test_fields_are_told_by_their_ids() -> None:
+    """Older writers called some otherwise, and whoever renames a partition field does not write its manifests again."""
+    schema = orjson.loads(fastavro.reader(io.BytesIO(CODEC.encode_manifest(HEADER, []))).metadata["avro.schema"])
+    data_file = next(field for field in schema["fields"] if field["name"] == "data_file")["type"]
+    names = {103: "rows", 100: "path"}
+    for field in data_file["fields"]:
+        field["name"] = names.get(field["field-id"], field["name"])
+    out = io.BytesIO()
+    record = {**RECORD, "rows": RECORD["record_count"], "path": RECORD["file_path"]}
+    data_file["fields"][3]["type"]["fields"] = [{"name": "renamed", "type": ["null", "int"], "default": None, "field-id": 1000}]
+    assert data_file["fields"][3]["field-id"] == 102
+    record["partition"] = {"renamed": 4}
+    entry = {"status": 1, "snapshot_id": None, "sequence_number": None, "file_sequence_number": None, "data_file": record}
+    fastavro.writer(out, schema, [entry])
+    (found,) = read_manifest(out.getvalue(), "x")[1]
+    assert (found["data_file"]["record_count"], found["data_file"]["file_path"]) == (RECORD["record_count"], RECORD["file_path"])
+    assert found["data_file"]["partition"] == {"1000": 4}
+    with pytest.raises(Corrupt, match="file_path"):
+        decode_manifest(out.getvalue(), "x")
 
 
 @given(st.data())
