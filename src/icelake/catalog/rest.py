@@ -6,12 +6,13 @@ of it. Holds no state of its own: several servers may answer from one store.
 Source: Iceberg REST catalog specification (open-api/rest-catalog-open-api.yaml, 1.11).
 """
 
+import asyncio
 import hashlib
 import re
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from icelake.catalog.fresh import fresh
 from icelake.catalog.metadata import VERSIONS, bad, bounded, list_of, new_table, object_of, text_of, understood
+from icelake.catalog.pace import Pace
 from icelake.catalog.past import Past
 from icelake.catalog.store import LEVEL, RESERVED, Kind, SqlCatalog, owned
 from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, IcelakeError, ProjectError, Refused, Unreachable
@@ -87,6 +89,8 @@ class Answer:
     status: int = 200
     body: Json | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    raced: Sequence[str] = ()
+    """Tables for which it was a race: won, or with status 409 lost (``catalog.pace``)."""
 
 
 def app(store: SqlCatalog, hosts: Collection[str], at: At) -> ASGIApp:
@@ -94,11 +98,16 @@ def app(store: SqlCatalog, hosts: Collection[str], at: At) -> ASGIApp:
 
     ``hosts``: the names it is asked by; a web page that has its own name lead here asks by that. ``at``: see ``At``.
     """
-    api = _Api(store, at)
+    api, pace = _Api(store, at), Pace()
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         found = await _answered(api, request, hosts)
+        if found.raced and found.status == 409:
+            await asyncio.sleep(max(map(pace.wait, found.raced)))
+        elif found.raced:
+            for table in found.raced:
+                pace.committed(table)
         headers = {"cache-control": "no-store", **found.headers}
         body = b"" if found.body is None or request.method == "HEAD" else orjson.dumps(found.body)
         await Response(body, found.status, headers, "application/json" if body else None)(scope, receive, send)
@@ -404,9 +413,8 @@ class _Api:
         return Answer(204)
 
     def update_table(self, call: Call) -> Answer:
-        (loaded,) = self._store.commit_foreign([_change(self._open(call.ident("table")), call.json)])
-        body = {"metadata-location": loaded.metadata_location, "metadata": loaded.metadata}
-        return Answer(body=body, headers={"etag": _etag(loaded, "all")})
+        change = _change(self._open(call.ident("table")), call.json)
+        return self._raced([change], lambda loaded: _loaded(loaded[0], config=False))
 
     def drop_table(self, call: Call) -> Answer:
         table = self._unowned(call.ident("table"))
@@ -429,8 +437,8 @@ class _Api:
         changes = list_of(call.json, "table-changes", "commit")
         if not changes:
             raise bad("commit", "there are no table-changes")
-        self._store.commit_foreign([_change(self._open(_identifier(change, "identifier")), change) for change in changes])
-        return Answer(204)
+        parts = [_change(self._open(_identifier(change, "identifier")), change) for change in changes]
+        return self._raced(parts, lambda _: Answer(204))
 
     # ------------------------------------------------------------------------------------------------------ views
 
@@ -468,6 +476,14 @@ class _Api:
 
     # ----------------------------------------------------------------------------------------------------- inside
 
+    def _raced(self, changes: Sequence[TableChange], done: Callable[[Sequence[LoadedTable]], Answer]) -> Answer:
+        """A commit, with the tables for which it was a race."""
+        try:
+            answer = done(self._store.commit_foreign(changes))
+        except CommitConflict as error:
+            answer = _refusal(error)
+        return replace(answer, raced=[str(change.id) for change in changes])
+
     def _open(self, table: TableId) -> TableId:
         """The table, if it is not one that only the lake itself writes."""
         if table.namespace == CONTROL_NAMESPACE:
@@ -495,8 +511,8 @@ def _protected(table: TableId) -> Refused:
     )
 
 
-def _loaded(loaded: LoadedTable) -> Answer:
-    body = {"metadata-location": loaded.metadata_location, "metadata": loaded.metadata, "config": {}}
+def _loaded(loaded: LoadedTable, *, config: bool = True) -> Answer:
+    body = {"metadata-location": loaded.metadata_location, "metadata": loaded.metadata, **({"config": {}} if config else {})}
     return Answer(body=body, headers={"etag": _etag(loaded, "all")})
 
 

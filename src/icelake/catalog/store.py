@@ -483,9 +483,10 @@ class SqlCatalog:
         if base is not None and unchanged:
             return _Proposed(base, base, None)
         try:
+            known = base.loaded.metadata if base is not None else None
             with self._database.reading() as connection:
-                self._check_place(connection, ident, new, base.loaded.metadata if base is not None else None)
-            row, data = self._write(ident, base.version + 1 if base is not None else 0, new, written, readable=readable)
+                self._check_place(connection, ident, new, known)
+            row, data = self._write(ident, base.version + 1 if base is not None else 0, new, written, known, readable=readable)
         except Exception:
             self._discard(written)
             raise
@@ -585,10 +586,12 @@ class SqlCatalog:
         self._cache[table] = row
         return row
 
-    def _write(self, table: TableId, version: int, new: Json, written: list[str], *, readable: bool = True) -> tuple[_Row, bytes]:
+    def _write(
+        self, table: TableId, version: int, new: Json, written: list[str], known: Json | None = None, *, readable: bool = True
+    ) -> tuple[_Row, bytes]:
         folder = new["properties"].get(METADATA_PATH, f"{new['location']}/metadata").rstrip("/")
         location = f"{folder}/{version:05d}-{self._chance.uuid()}.metadata.json"
-        data = _readable(new) if readable else orjson.dumps(new)
+        data = _readable(new, known) if readable else orjson.dumps(new)
         written.append(location)
         self._storage.put(location, data)
         return _Row(version, LoadedTable(table, new, location)), data
@@ -706,11 +709,14 @@ def _below(location: str, folders: Sequence[str]) -> bool:
     return inside and {"", ".", ".."}.isdisjoint(parts) and {"%", "\0"}.isdisjoint(location)
 
 
-def _readable(new: Json) -> bytes:
-    """What is stored. It is read as it will be by the next process: what that would not believe is refused now."""
+def _readable(new: Json, known: Json | None = None) -> bytes:
+    """What is stored. It is looked at as it will be by the next process: what that would not believe is refused now.
+
+    ``known``: metadata it was made of, which was looked at then.
+    """
     try:
         data = orjson.dumps(new)
-        table_metadata.read(data) if "table-uuid" in new else view_metadata.registered(data)
+        table_metadata.check_whole(new, known) if "table-uuid" in new else view_metadata.registered(data)
         return data
     except (ValueError, TypeError) as error:
         raise ProjectError(

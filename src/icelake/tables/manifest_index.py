@@ -212,6 +212,13 @@ class Held:
 
 
 def _found(sorted_keys: Keys, keys: Keys) -> Iterator[tuple[int, int]]:
+    if len(keys) <= _FEW:
+        # Most commits add a file or two, and ask this of every manifest that is kept.
+        for key in keys:
+            one = int(sorted_keys.searchsorted(key))
+            if one < len(sorted_keys) and sorted_keys[one] == key:
+                yield int(key), one
+        return
     at = np.searchsorted(sorted_keys, keys)
     at[at == len(sorted_keys)] = 0
     if len(sorted_keys):
@@ -231,6 +238,10 @@ def key_of(file: Record) -> int:
 
 def is_vector(file: Record) -> bool:
     return bool(file.get("content")) and file["file_format"].upper() == "PUFFIN"
+
+
+_FEW = 8
+"""Keys that are faster looked up one by one."""
 
 
 class Holding:
