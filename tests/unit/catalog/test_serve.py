@@ -18,7 +18,7 @@ def test_what_is_answered_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         with socket.create_connection(bound.getsockname()), bound.accept()[0] as accepted:
             seen.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    async def nothing(*_: Any) -> None: ...
+    async def nothing(scope: Any, receive: Any, send: Any) -> None: ...
 
     monkeypatch.setattr(uvicorn.Server, "run", accept)
     serve(nothing, "127.0.0.1", 0, lambda _: None)

@@ -117,7 +117,12 @@ memory_limit = "1.5GB"
 @pytest.mark.parametrize(
     ("change", "code", "line", "says"),
     [
-        (("[project]", "[projct]"), "PROJECT_UNKNOWN_KEY", 2, ["projct", "did you mean project?", "valid here: project, lake, sources"]),
+        (
+            ("[project]", "[projct]"),
+            "PROJECT_UNKNOWN_KEY",
+            2,
+            ["projct", "did you mean project?", "valid here: project, lake, catalog, sources"],
+        ),
         (('name = "shop"', ""), "PROJECT_MISSING_KEY", 2, ["project.name", 'name = "shop"']),
         (('name = "shop"', "name = 7"), "PROJECT_BAD_VALUE", 3, ["project.name", "string", "not an integer"]),
         (('name = "shop"', 'name = "My Shop"'), "PROJECT_BAD_VALUE", 3, ["'My Shop' is not a name", "lower-case"]),
