@@ -13,7 +13,7 @@ were acknowledged, from the first writer's start to the last acknowledgement. Ti
 all turns. The first turn of each is not counted: Java compiles meanwhile. After each turn a table must have as many snapshots as were
 acknowledged, each on top of the one before it, and as many manifests.
 
-**They promise different things**: ours answers when the metadata file, its folder and the database are on the disk. The reference flushes
+**They promise different things**: ours answers when its database, which has the metadata's bytes too, is on the disk. The reference flushes
 its database as SQLite does by itself (a rollback journal: four flushes a commit), and its metadata files never: after a loss of power the
 database may name a file that is not there. Before each turn all that was written before is flushed, so that nobody pays for the other's.
 """
