@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from icelake.errors import CommitUnknown, Corrupt
+from icelake.errors import CommitUnknown, Corrupt, Refused
 
 
 class Rows(Protocol):
@@ -78,3 +78,14 @@ def unknown(where: str, error: Exception) -> CommitUnknown:
 def corrupt(where: str, why: str) -> Corrupt:
     """A catalog that cannot be believed."""
     return Corrupt("CATALOG_CORRUPT", f"the catalog {where} is damaged", why, "restore it from a backup; the tables' files are untouched")
+
+
+def check_version(where: str, found: int, known: int) -> None:
+    """Raises Refused CATALOG_NEWER if a database's schema is of a version that this program does not know."""
+    if found > known:
+        raise Refused(
+            "CATALOG_NEWER",
+            f"the catalog {where} was made by a newer IceLake",
+            f"its version is {found}, this program knows {known}",
+            "use the newer program",
+        )

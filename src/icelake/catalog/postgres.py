@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from icelake.catalog.database import Rows, Started, unknown
+from icelake.catalog.database import Rows, Started, check_version, unknown
 from icelake.errors import IcelakeError, ProjectError, Refused, Unreachable
 
 SCHEMA = "icelake_catalog"
@@ -177,13 +177,7 @@ class Postgres:
         if found is not None and found[0] is not None:
             row = connection.execute("SELECT number FROM version").fetchone()
             version = row[0] if row else 0
-        if version > len(_STEPS):
-            raise Refused(
-                "CATALOG_NEWER",
-                f"the catalog {self.where} was made by a newer IceLake",
-                f"its version is {version}, this program knows {len(_STEPS)}",
-                "use the newer program",
-            )
+        check_version(self.where, version, len(_STEPS))
         if version < len(_STEPS):
             self._upgrade(connection)
         block = _Block(connection)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from icelake.catalog.database import Started, corrupt, unknown
+from icelake.catalog.database import Started, check_version, corrupt, unknown
 from icelake.errors import IcelakeError, Refused, Unreachable
 from icelake.ports import Clock
 
@@ -249,13 +249,7 @@ class Sqlite:
         if self._known:
             return
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_STEPS):
-            raise Refused(
-                "CATALOG_NEWER",
-                f"the catalog {self.where} was made by a newer IceLake",
-                f"its version is {version}, this program knows {len(_STEPS)}",
-                "use the newer program",
-            )
+        check_version(self.where, version, len(_STEPS))
         if version < len(_STEPS):
             self._upgrade(connection)
         if self._started.due(connection):

@@ -563,12 +563,12 @@ class SqlCatalog:
     def _row(self, connection: Connection, table: TableId, kind: Kind = "table", *, lock: str = "") -> _Row:
         cached = self._cache.get(table)
         # Metadata locations of ours are never reused, so a known one spares reading and parsing. The file of a table that was registered is
-        # somebody else's, who may write it anew.
+        # somebody else's, who may write it anew; and a file of ours that was registered is another row, which begins with version 0.
         known = cached.loaded.metadata_location if cached and _OURS.search(cached.loaded.metadata_location) else None
         found = connection.execute(
-            "SELECT version, metadata_location, CASE WHEN metadata_location = ? THEN NULL ELSE metadata END"
+            "SELECT version, metadata_location, CASE WHEN metadata_location = ? AND version = ? THEN NULL ELSE metadata END"
             f" FROM tables WHERE namespace = ? AND name = ? AND kind = ?{lock}",
-            (known, table.namespace, table.name, kind),
+            (known, cached.version if cached else None, table.namespace, table.name, kind),
         ).fetchone()
         if found is None:
             if kind == "view":
@@ -676,12 +676,14 @@ class SqlCatalog:
             connection.execute("INSERT INTO machine VALUES (?)", (boot,))
 
     def _mend(self, connection: Connection) -> None:
-        for kind, location, data in connection.execute("SELECT kind, metadata_location, metadata FROM tables"):
+        for kind, location in connection.execute("SELECT kind, metadata_location FROM tables").fetchall():
             # Objects of a store were there for good when they were written; and other files than ours are not ours to make.
             if "://" in canonical(location) or not _OURS.search(location) or self._whole(kind, location):
                 continue
-            self._storage.delete(location)
-            self._storage.put(location, data)
+            found = connection.execute("SELECT metadata FROM tables WHERE metadata_location = ?", (location,)).fetchone()
+            if found is not None:  # of those on PostgreSQL one may have moved on meanwhile
+                self._storage.delete(location)
+                self._storage.put(location, found[0])
 
     def _whole(self, kind: Kind, location: str) -> bool:
         try:

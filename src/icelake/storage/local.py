@@ -28,6 +28,7 @@ _SYNC_THREADS = 16
 """A file system writes its journal once for all who wait for it together."""
 _OPEN_FILES = 256
 """Files kept open until they are synced. With more they are synced early: the limit of open files is often 1,024."""
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class LocalStorage:
@@ -45,10 +46,7 @@ class LocalStorage:
     def write(self, location: str, data: bytes | pa.Buffer) -> None:
         path = _absolute(location)
         with self._lock:
-            folder = os.path.dirname(path)
             try:
-                if folder not in self._known:
-                    self._make(folder)
                 fd = self._created(path)
             except FileExistsError:
                 self._again(path, data)
@@ -57,18 +55,18 @@ class LocalStorage:
                 raise _translate(error, f"cannot write {path}") from error
             _fill(path, fd, data)
             self._files[path] = fd
-            self._folders[folder] = None
+            self._folders[os.path.dirname(path)] = None
             if len(self._files) > _OPEN_FILES:
                 self._sync_files()
 
     def put(self, location: str, data: bytes) -> None:
         path = _absolute(location)
-        folder = os.path.dirname(path)
         try:
-            if folder not in self._known:
+            try:
+                fd = os.open(path, _NEW, 0o644)
+            except FileNotFoundError:
                 with self._lock:
-                    self._make(folder)
-            fd = self._created(path)
+                    fd = self._created(path)
         except FileExistsError:
             with self._lock:
                 self._again(path, data)
@@ -85,14 +83,17 @@ class LocalStorage:
             raise _translate(error, f"cannot write {path}") from error
 
     def _created(self, path: str) -> int:
-        how = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        """A new file, its folders made if need be. For who holds the lock."""
+        folder = os.path.dirname(path)
+        if folder not in self._known:
+            self._make(folder)
         try:
-            return os.open(path, how, 0o644)
+            return os.open(path, _NEW, 0o644)
         except FileNotFoundError:
             # Somebody removed the folder since it was made.
             self._known.clear()
-            self._make(os.path.dirname(path))
-            return os.open(path, how, 0o644)
+            self._make(folder)
+            return os.open(path, _NEW, 0o644)
 
     def flush(self) -> None:
         with self._lock:

@@ -115,8 +115,11 @@ class S3Storage:
             self._send(upload)
 
     def put(self, location: str, data: bytes) -> None:
-        self.write(location, data)
-        self.flush()
+        """Upload an object now, beside what waits: its failure is the caller's, and nobody else's."""
+        key = self._key(location)
+        with self._changed:
+            self._after_delete(key)
+        self._put(_Upload(key, memoryview(data)))
 
     def flush(self) -> None:
         """Return once S3 has acknowledged everything written. Raises the first failure; call it again to send again what failed."""

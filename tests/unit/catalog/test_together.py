@@ -205,5 +205,16 @@ def test_a_commit_is_made_again_where_another_process_was_faster(catalog: SqlCat
     other.close()
 
 
+def test_a_table_that_another_process_took_out_and_registered_again_is_another_row(catalog: SqlCatalog, tmp_path: Path) -> None:
+    """Under its old file. What is remembered of it is not what a commit must find."""
+    touch(catalog, TABLES[0])
+    other = open_catalog(tmp_path, FailingStorage(), SteppingClock())
+    other.register(TABLES[0], other.drop(TABLES[0]).metadata_location)
+    (loaded,) = catalog.commit([TableChange(TABLES[0], [], [{"action": "set-properties", "updates": {"mine": "yes"}}])])
+    assert loaded == other.load(TABLES[0])
+    assert loaded.metadata["properties"] == {"touched": "t0", "mine": "yes"}
+    other.close()
+
+
 def _wider() -> dict[str, Any]:
     return {"type": "struct", "fields": [*SCHEMA["fields"], {"id": 2, "name": "more", "required": False, "type": "long"}]}
