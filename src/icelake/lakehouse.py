@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -105,6 +105,8 @@ class Lakehouse:
         self._catalog = plant("catalog", catalog, self._point)
         self._asked: tuple[S3Keys | None, DuckDBEngine] | None = None
         self._asking = threading.Lock()
+        self._open = ExitStack()
+        """What only some doors open."""
 
     @staticmethod
     def open(path: Path | str = ".", profile: str | None = None) -> "Lakehouse":
@@ -112,6 +114,7 @@ class Lakehouse:
         return Lakehouse(load_project(Path(path), profile))
 
     def close(self) -> None:
+        self._open.close()
         self._catalog.close()
         self._files.close()
         with self._asking:
@@ -130,6 +133,7 @@ class Lakehouse:
 
         self._catalog.places += also
         guard = Guard(self._storage)
+        self._open.callback(guard.close)
 
         def check(base: Json | None, new: Json) -> None:
             try:

@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 import duckdb
 import psycopg
 import pytest
+from pyiceberg.catalog import Catalog, load_catalog
 
 from icelake.engines.duckdb import extension_file
 from icelake.stack.postgres import Postgres
@@ -190,3 +191,17 @@ def served(server: Served) -> Iterator[Served]:
         server.made("DELETE", f"namespaces/{name}")
     for file in server.warehouse.rglob("*.json"):
         file.unlink()
+
+
+@pytest.fixture
+def iceberg(guarded: Served) -> Catalog:
+    """PyIceberg, with a namespace ``shop``."""
+    catalog = load_catalog("served", type="rest", uri=guarded.uri)
+    catalog.create_namespace("shop")
+    return catalog
+
+
+@pytest.fixture
+def duck(guarded: Served) -> Iterator[duckdb.DuckDBPyConnection]:
+    with attached(guarded.uri, "lake") as connection:
+        yield connection

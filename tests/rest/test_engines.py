@@ -2,37 +2,22 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.types import IntegerType, ListType, LongType, MapType, NestedField, StringType, StructType
 
 from icelake.catalog.fresh import fresh
-from tests.rest.conftest import Served, attached
+from tests.rest.conftest import Served
 from tests.rest.test_protocol import ident, make, snapshot, unmoved
 
 FULL = bool(os.environ.get("ICELAKE_FULL"))
 ROWS = pa.table({"id": pa.array([1, 2, 3], pa.int64()), "name": ["a", None, "c"]})
-
-
-@pytest.fixture
-def iceberg(guarded: Served) -> Catalog:
-    catalog = load_catalog("served", type="rest", uri=guarded.uri)
-    catalog.create_namespace("shop")
-    return catalog
-
-
-@pytest.fixture
-def duck(guarded: Served) -> Iterator[duckdb.DuckDBPyConnection]:
-    with attached(guarded.uri, "lake") as connection:
-        yield connection
 
 
 def test_pyiceberg_from_beginning_to_end(iceberg: Catalog) -> None:

@@ -3,7 +3,6 @@
 import datetime as dt
 import importlib.util
 import random
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.transforms import (
@@ -28,7 +27,7 @@ from pyiceberg.transforms import (
 from pyiceberg.types import DateType, DecimalType, DoubleType, LongType, NestedField, StringType, TimestamptzType
 
 from tests.replayed import replay
-from tests.rest.conftest import Served, attached
+from tests.rest.conftest import Served
 
 SCHEMA = Schema(
     NestedField(1, "id", LongType(), required=False),
@@ -74,21 +73,8 @@ def rows(chance: random.Random, count: int = 12) -> pa.Table:
     )
 
 
-@pytest.fixture
-def iceberg(served: Served) -> Catalog:
-    catalog = load_catalog("served", type="rest", uri=served.uri)
-    catalog.create_namespace("shop")
-    return catalog
-
-
-@pytest.fixture
-def duck(served: Served) -> Iterator[duckdb.DuckDBPyConnection]:
-    with attached(served.uri, "lake") as connection:
-        yield connection
-
-
 @pytest.mark.parametrize("version", ["1", "2"])
-def test_pyiceberg(iceberg: Catalog, served: Served, version: str) -> None:
+def test_pyiceberg(iceberg: Catalog, guarded: Served, version: str) -> None:
     found = 0
     for number, (name, fields) in enumerate(SPECS.items()):
         if version == "1" and number % 2:
@@ -119,7 +105,7 @@ def test_pyiceberg(iceberg: Catalog, served: Served, version: str) -> None:
     assert found >= (60 if version == "2" else 35)
 
 
-def test_pyiceberg_adds_files_that_are_there(iceberg: Catalog, served: Served) -> None:
+def test_pyiceberg_adds_files_that_are_there(iceberg: Catalog, guarded: Served) -> None:
     table = iceberg.create_table(
         "shop.t", SCHEMA, properties={"commit.manifest-merge.enabled": "true", "commit.manifest.min-count-to-merge": "2"}
     )
@@ -134,7 +120,7 @@ def test_pyiceberg_adds_files_that_are_there(iceberg: Catalog, served: Served) -
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_duckdb(served: Served, iceberg: Catalog, duck: duckdb.DuckDBPyConnection, version: int) -> None:
+def test_duckdb(guarded: Served, iceberg: Catalog, duck: duckdb.DuckDBPyConnection, version: int) -> None:
     found = 0
     for number, partition in enumerate(["", "id", "bucket(4, id)", 'day("at"), name', "truncate(2, name)", 'month("on"), year("at")']):
         name = f"lake.shop.d{number}"

@@ -253,7 +253,11 @@ def _icelake(folder: Path) -> Iterator[str]:
         server.start(argv, log=log, env=os.environ, cwd=folder)
         server.wait_until(lambda: any(line.startswith("{") for line in log.read_text().splitlines()), 60)
         said = next(line for line in log.read_text().splitlines() if line.startswith("{"))
-        yield str(json.loads(said)["uri"])
+        try:
+            yield str(json.loads(said)["uri"])
+        except Exception as error:
+            error.add_note(f"icelake catalog serve said: {log.read_text()[-2000:]}")
+            raise
 
 
 class _Writer:
