@@ -91,6 +91,27 @@ def test_what_would_break_a_table_is_refused_with_its_rule(guarded: Served) -> N
         assert len(guarded.made("GET", TABLE)["metadata"]["snapshots"]) == number + 1
 
 
+def test_nothing_is_read_outside_the_warehouse(guarded: Served, tmp_path: Path) -> None:
+    """Of a table that is being moved there: its location is refused before anything below it is looked at."""
+    shop(guarded)
+    secret = tmp_path / "secret.avro"
+    secret.write_text("secret")
+    sent: list[Json] = []
+    append(guarded, lambda snapshot: sent.append(snapshot))
+    first = sent[0]
+    next_one = {
+        **first,
+        "snapshot-id": 7,
+        "sequence-number": first["sequence-number"] + 1,
+        "parent-snapshot-id": first["snapshot-id"],
+        "manifest-list": str(secret),
+    }
+    add: Json = {"action": "add-snapshot", "snapshot": next_one}
+    move: Json = {"action": "set-location", "location": str(tmp_path)}
+    assert guarded.ask("POST", TABLE, {"requirements": [], "updates": [move, add]}).code == "CATALOG_LOCATION"
+    assert guarded.ask("POST", TABLE, {"requirements": [], "updates": [add]}).code == "COMMIT_BREAKS_TABLE"
+
+
 def test_a_commit_over_two_tables_is_refused_whole(guarded: Served) -> None:
     """The first table's part is right."""
     shop(guarded)

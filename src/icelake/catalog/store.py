@@ -371,6 +371,8 @@ class SqlCatalog:
                 with table_metadata.understood():
                     view_metadata.check(base.loaded.metadata, requirements)
                     new = view_metadata.apply(base.loaded.metadata, updates, self._now_ms())
+                with self._database.reading() as connection:
+                    self._check_place(connection, view, new, base.loaded.metadata)
                 written: list[str] = []
                 one = self._proposed(view, base, new, written, readable=True)
                 with suppress(_Moved):
@@ -415,8 +417,13 @@ class SqlCatalog:
                         old for old in dropped if _below(old, [made["location"]]) and old.endswith(".metadata.json") and _thins(made)
                     ]
                     new.append(made)
+            known = base.loaded.metadata if base is not None else None
+            if change.updates:
+                # Before the guard, which reads below the location.
+                with self._database.reading() as connection:
+                    self._check_place(connection, change.id, new[-1], known)
             if foreign and self.guard is not None and change.new_snapshot is not None:
-                self.guard(base.loaded.metadata if base is not None else None, new[-1])
+                self.guard(known, new[-1])
         written: list[str] = []
         proposed = [
             self._proposed(change.id, base, made, written, readable=foreign or base is None, unchanged=not change.updates)
@@ -479,13 +486,11 @@ class SqlCatalog:
     def _proposed(
         self, ident: TableId, base: _Row | None, new: Json, written: list[str], *, readable: bool, unchanged: bool = False
     ) -> _Proposed:
-        """What a commit makes of a table or view, its metadata file written. Raises as ``_check_place`` does; then nothing is left."""
+        """What a commit makes of a table or view whose place was checked, its metadata file written. If that fails, nothing is left."""
         if base is not None and unchanged:
             return _Proposed(base, base, None)
         try:
             known = base.loaded.metadata if base is not None else None
-            with self._database.reading() as connection:
-                self._check_place(connection, ident, new, known)
             row, data = self._write(ident, base.version + 1 if base is not None else 0, new, written, known, readable=readable)
         except Exception:
             self._discard(written)
