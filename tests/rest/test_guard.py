@@ -97,7 +97,7 @@ def test_nothing_is_read_outside_the_warehouse(guarded: Served, tmp_path: Path) 
     secret = tmp_path / "secret.avro"
     secret.write_text("secret")
     sent: list[Json] = []
-    append(guarded, lambda snapshot: sent.append(snapshot))
+    append(guarded, sent.append)
     first = sent[0]
     next_one = {
         **first,
