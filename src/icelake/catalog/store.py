@@ -23,7 +23,7 @@ from icelake.catalog import views as view_metadata
 from icelake.catalog.database import Connection, Database, Started, corrupt
 from icelake.catalog.sqlite import Sqlite
 from icelake.errors import AlreadyExists, CommitConflict, CommitUnknown, Corrupt, IcelakeError, NoSuchTable, ProjectError
-from icelake.model.location import canonical
+from icelake.model.location import below, canonical
 from icelake.model.relation import TableId
 from icelake.ports import Chance, Clock, Json, Lease, LoadedTable, Storage, TableChange
 
@@ -710,10 +710,7 @@ def owned(metadata: Json) -> bool:
 
 def _below(location: str, folders: Sequence[str]) -> bool:
     """Whether a location is below one of the folders, and written in the plainest form."""
-    place = canonical(location)
-    parts = place.rpartition("://")[2].removeprefix("/").split("/")
-    inside = any(place.startswith(f"{canonical(folder)}/") for folder in folders)
-    return inside and {"", ".", ".."}.isdisjoint(parts) and {"%", "\0"}.isdisjoint(location)
+    return below(canonical(location), folders) and "%" not in location
 
 
 def _readable(new: Json, known: Json | None = None) -> bytes:
