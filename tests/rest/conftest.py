@@ -144,14 +144,19 @@ def database(running: Postgres) -> Iterator[Store]:
             yield {"CATALOG_DSN": running.dsn_of(name)}
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+def _store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """What the catalog is kept in."""
     if request.param == "sqlite":
         yield {}
         return
     with database(request.getfixturevalue("databases")) as made:
         yield made
+
+
+_STORES = ["sqlite", "postgres"]
+store = pytest.fixture(_store, scope="module", params=_STORES, name="store")
+new_store = pytest.fixture(_store, params=_STORES, name="new_store")
+"""The same, with nothing in it."""
 
 
 @pytest.fixture(scope="module")

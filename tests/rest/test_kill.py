@@ -83,10 +83,10 @@ def unexpected(status: int) -> bool:
     raise AssertionError(f"status {status}")
 
 
-def test_what_was_acknowledged_is_there(store: Store, tmp_path: Path) -> None:
+def test_what_was_acknowledged_is_there(new_store: Store, tmp_path: Path) -> None:
     load = Load()
     for life in range(KILLS + 1):
-        with serving(tmp_path, environment={**ENVIRONMENT, **store}, killed=life < KILLS) as (uri, process):
+        with serving(tmp_path, environment={**ENVIRONMENT, **new_store}, killed=life < KILLS) as (uri, process):
             served = Served(uri, tmp_path)
             if life == 0:
                 shop(served)
@@ -124,9 +124,9 @@ def test_a_database_that_is_killed(tmp_path: Path) -> None:
         assert statuses
 
 
-def test_two_servers_on_one_database(store: Store, tmp_path: Path) -> None:
+def test_two_servers_on_one_database(new_store: Store, tmp_path: Path) -> None:
     """Writers of both, over the same tables, until both are killed."""
-    environment = {**ENVIRONMENT, **store}
+    environment = {**ENVIRONMENT, **new_store}
     load = Load()
     with (
         serving(tmp_path, environment=environment, killed=True) as (one, first),
